@@ -1,0 +1,1 @@
+"""What the toolkit costs, beside its peers, in one run: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""Verbs that look at a running process: `top`, `status`, `doctor`."""

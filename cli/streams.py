@@ -1,0 +1,29 @@
+"""The standard streams where they are closed, full or gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_standard_streams() -> None:
+    """Puts something in the place of standard streams that were closed, so that no file of ours becomes one of them.
+
+    Reading such an input and writing such an output fails, as it does elsewhere; talk on stderr is nobody's.
+    """
+    streams = ((0, "stdin", "r", os.O_WRONLY), (1, "stdout", "w", os.O_RDONLY), (2, "stderr", "w", os.O_WRONLY))
+    for number, name, mode, flags in streams:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)
+            stream = open(number, mode, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 # stays
+            setattr(sys, name, stream)
+
+
+def silence_stdout() -> None:
+    """Lets everything written to stdout from now on go nowhere, with what is in its buffer."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,306 @@
+"""Connections of psycopg2 whose statements end at the deadline, on a living server and on a dead one.
+
+A living server ends the statement itself: its `statement_timeout` goes along in the same round trip. Where no answer
+comes, the watchdog shuts the socket `GRACE` seconds after the deadline, which wakes libpq wherever it waits; it never
+calls `connection.cancel()`, which would hold the GIL while it connects to a server that may be dead. psycopg2's wait
+callback is not used: it belongs to the whole process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from ...core.clock import SYSTEM
+from ...core.context import time_left as context_time_left
+from ...core.errors import DeadlineExceeded, OutcomeUnknown
+from ...workers.cut import SocketCut
+from ...workers.ledger import LEDGER
+from .cursor import guarded_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...workers.ledger import Living
+
+GRACE = 0.2  # seconds between the deadline, at which a living server answers, and the end of the socket
+_STALE = 0.1  # seconds by which the timeout told to the server may be too long: half of the grace
+_TICK = 0.002  # seconds before its deadline from which a statement may have set the server's timer off
+_SAVING = ("ROLLBACK", "ABORT", "COMMIT", "END")  # what a failed transaction still understands
+
+
+class FailedTransaction(psycopg2.errors.InFailedSqlTransaction):
+    """A statement was tried in a transaction that has failed: only the whole transaction can be tried again."""
+
+    pgcode = "25P02"
+
+
+class Limit:
+    """The deadline of one exchange with the server: `until` for the server, `grace` later for the socket."""
+
+    __slots__ = ("ambient", "grace", "seconds", "started", "until")
+
+    def __init__(self, seconds: float, ambient: bool, grace: float = GRACE) -> None:
+        self.seconds = seconds
+        self.ambient = ambient
+        self.grace = grace
+        self.started = SYSTEM.monotonic()
+        self.until = self.started + seconds
+
+    def error(self, doing: str, outcome: str) -> DeadlineExceeded:
+        """The error that says that the time was over while `doing`."""
+        elapsed = SYSTEM.monotonic() - self.started
+        return deadline_error(doing, self.seconds, elapsed, self.ambient, outcome)
+
+
+def deadline_error(doing: str, seconds: float, elapsed: float, ambient: bool, outcome: str) -> DeadlineExceeded:
+    """A `DeadlineExceeded` that tells what became of the statement."""
+    error = DeadlineExceeded(
+        f"PostgreSQL: {doing} exceeded its deadline of {seconds:.3g} s after {elapsed:.3g} s",
+        name="postgres", timeout=seconds, elapsed=elapsed, phase="running", ambient=ambient,
+    )  # fmt: skip
+    error.outcome = outcome  # type: ignore[attr-defined]  # for classify()
+    return error
+
+
+def time_left(own: float | None) -> tuple[float | None, bool]:
+    """Seconds until the ambient deadline, else `own`; and whether that deadline is the caller's rather than ours."""
+    left, is_own = context_time_left()
+    return (own, False) if left is None else (left, not is_own)
+
+
+class ResilientConnection(extensions.connection):
+    """A connection whose statements, commits and rollbacks end at the ambient deadline, or after `seconds`.
+
+    Raises `DeadlineExceeded`, its `outcome` telling whether the server had answered; `OutcomeUnknown` for a COMMIT
+    whose answer was lost; `FailedTransaction` for a statement in a failed transaction. One thread at a time may use it.
+    """
+
+    seconds: float | None = None
+    _cut: SocketCut
+    is_lost = False  # the server, or the way to it, has ended this connection
+    was_cut = False  # the watchdog has
+    _twin: socket.socket | None = None
+    entry: Living | None = None  # of the ledger
+    _told = 0.0  # the statement_timeout that holds in this transaction, in seconds; 0: none
+    first_error = ""
+
+    def prepare_watch(self) -> None:
+        """Takes hold of the socket, so that the watchdog can shut it while libpq owns it."""
+        self._cut = SocketCut()
+        self._twin = socket.socket(fileno=os.dup(self.fileno()))
+
+    # -- one exchange ----------------------------------------------------------------------------------------------
+
+    def limit(self, doing: str) -> Limit | None:
+        """The deadline of the next exchange; raises `DeadlineExceeded` where there is no time left for it."""
+        if self.was_cut:
+            self.discard()
+            raise psycopg2.InterfaceError("connection already closed: it was cut at a deadline")
+        seconds, ambient = time_left(self.seconds)
+        if seconds is None:
+            return None
+        if seconds <= 0:
+            raise deadline_error(doing, 0.0, 0.0, ambient, "not_sent")
+        return Limit(seconds, ambient)
+
+    def watched(self, limit: Limit | None, doing: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs one exchange with the server, which ends with `limit`."""
+        if limit is None:
+            return self._noted(run, *args, **kwargs)
+        cut = self._cut
+        cut.begin(limit.until + limit.grace, self._twin)
+        try:
+            result = run(*args, **kwargs)
+        except psycopg2.Error as error:
+            cut.end()
+            self._note(error)
+            judged = self._judged(limit, doing, error)
+            if judged is error:
+                raise
+            raise judged from error
+        except BaseException:
+            cut.end()
+            raise
+        if not cut.end():  # answer and end crossed: the answer counts, the connection does not
+            self.was_cut = True
+        elif SYSTEM.monotonic() >= limit.until - _TICK:
+            self._catch_late_cancel(limit, doing)
+        return result
+
+    def _catch_late_cancel(self, limit: Limit, doing: str) -> None:
+        """Takes the cancel that the server's timer may have sent as the statement ended: it would hit the next one.
+
+        PostgreSQL looks at the signal only where it checks for interrupts, so it can lie there beyond the answer.
+        """
+        in_transaction = self._in_transaction()
+        cut = self._cut
+        cut.begin(SYSTEM.monotonic() + GRACE, self._twin)
+        try:
+            with extensions.cursor(self) as plain:
+                plain.execute("SELECT 1")
+        except psycopg2.errors.QueryCanceled:
+            if in_transaction:
+                raise limit.error(doing, "answered") from None
+        except psycopg2.Error as error:
+            self.was_cut = True
+            if self.closed and doing not in ("COMMIT", "ROLLBACK"):  # and with it the rows that were not fetched
+                raise limit.error(doing, "unknown") from error
+        finally:
+            if not cut.end():
+                self.was_cut = True
+        if not in_transaction and not self.autocommit and not self.was_cut:
+            super().rollback()
+
+    def _noted(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        except psycopg2.Error as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: psycopg2.Error) -> None:
+        self.first_error = self.first_error or f"{type(error).__name__}: {error}".strip()
+        if self.closed:
+            self.is_lost = True
+
+    def _judged(self, limit: Limit, doing: str, error: psycopg2.Error) -> Exception:
+        if self._cut.expired:
+            self.is_lost, self.was_cut = False, True
+            self.discard()
+            return limit.error(doing, "unknown")
+        canceled = isinstance(error, psycopg2.errors.QueryCanceled)
+        if canceled and SYSTEM.monotonic() >= limit.until - 0.01:  # the server's clock has whole milliseconds
+            return limit.error(doing, "answered")
+        if self.closed:
+            self.discard()
+        return error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the transaction can only be rolled back."""
+        return self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
+
+    def refuse_if_failed(self, words: str) -> None:
+        """Raises `FailedTransaction` unless the transaction is sound or the statement ends it."""
+        if self.has_failed and not words.startswith(_SAVING):
+            raise FailedTransaction(
+                f"this transaction has failed ({self.first_error}): a statement cannot be repeated within it, "
+                "only the whole transaction, as run_transaction(pool, fn) does"
+            )
+
+    def prefix(self, limit: Limit) -> bytes:
+        """What goes in front of a statement, in the same trip: the time the server has for it, where it is news."""
+        if self._told and self.knows(limit):
+            return b""
+        self._told = limit.seconds
+        return b"SET LOCAL statement_timeout = %d;\n" % max(1, int(limit.seconds * 1000))
+
+    def knows(self, limit: Limit) -> bool:
+        """Whether the timeout that holds in this transaction is near enough to `limit`."""
+        return 0 <= self._told - limit.seconds <= _STALE and self._in_transaction()
+
+    def tell_limit(self, limit: Limit | None) -> None:
+        """Tells the server the time it has, in a trip of its own, where it does not know it well enough."""
+        if limit is None or (self._told and self.knows(limit)):
+            return
+        scope = b"SET statement_timeout = %d" if self.autocommit else b"SET LOCAL statement_timeout = %d"
+        statement = scope % max(1, int(limit.seconds * 1000))
+        with extensions.cursor(self) as plain:
+            self.watched(limit_of(limit), "setting the timeout", plain.execute, statement)
+        self._told = limit.seconds
+
+    def forget_limit(self) -> None:
+        """Takes a timeout that was told outside of a transaction back."""
+        if self.autocommit and not self.closed:
+            with extensions.cursor(self) as plain:
+                self.watched(Limit(GRACE, False, 0.0), "resetting the timeout", plain.execute,
+                             "SET statement_timeout TO DEFAULT")  # fmt: skip
+
+    def _in_transaction(self) -> bool:
+        return self.get_transaction_status() == extensions.TRANSACTION_STATUS_INTRANS
+
+    # -- what psycopg2 offers --------------------------------------------------------------------------------------
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """A cursor as psycopg2 makes it, of a class of ours beneath the one asked for."""
+        default: Any = self.cursor_factory
+        asked = kwargs.pop("cursor_factory", None) or default or extensions.cursor
+        return super().cursor(*args, cursor_factory=guarded_class(asked), **kwargs)
+
+    def commit(self) -> None:
+        """Commits; raises `OutcomeUnknown` when the answer is lost, `FailedTransaction` where nothing can be committed.
+
+        psycopg2 itself commits a failed transaction without a word, and PostgreSQL rolls it back.
+        """
+        self.refuse_if_failed("")
+        if self.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE:
+            super().commit()
+            return
+        limit = self.limit("COMMIT")
+        try:
+            self.watched(limit, "COMMIT", super().commit)
+        except (psycopg2.Error, DeadlineExceeded) as error:
+            if self.closed or getattr(error, "outcome", "") == "unknown":
+                lost = "the answer to COMMIT was lost: the transaction may have taken effect, check before repeating it"
+                raise OutcomeUnknown(f"PostgreSQL: {lost}", name="postgres", phase="commit") from error
+            raise
+        finally:
+            self.forget_transaction()
+
+    def rollback(self) -> None:
+        """Rolls back; once the deadline has passed the server has `GRACE` seconds for it."""
+        seconds, ambient = time_left(self.seconds)
+        limit = None if seconds is None else Limit(max(seconds, GRACE), ambient, 0.0 if seconds < GRACE else GRACE)
+        try:
+            self.watched(limit, "ROLLBACK", super().rollback)
+        finally:
+            self.forget_transaction()
+
+    def forget_transaction(self) -> None:
+        """What was said and seen in the transaction holds no more."""
+        self._told = 0.0
+        self.first_error = ""
+
+    def reset_session(self) -> None:
+        """Takes back what `set_session` has set, after the end of the transaction that it was for."""
+        try:
+            if self.get_transaction_status() != extensions.TRANSACTION_STATUS_IDLE:
+                self.rollback()
+            self.isolation_level = None
+            self.readonly = None
+        except (psycopg2.Error, DeadlineExceeded):  # the pool makes another one
+            self.discard()
+
+    def close(self) -> None:
+        """Closes the connection and what watched it."""
+        twin, self._twin = self._twin, None
+        if twin is not None:
+            twin.close()
+        super().close()
+        entry, self.entry = self.entry, None
+        if entry is not None:
+            LEDGER.leave(entry)
+
+    def discard(self) -> None:
+        """Closes without a word to the other side: it may be dead."""
+        if self._twin is not None:
+            try:
+                self._twin.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self.close()
+
+    def __del__(self) -> None:
+        twin = self._twin
+        if twin is not None:
+            twin.close()
+
+
+def limit_of(limit: Limit) -> Limit:
+    """A limit of its own for a trip before the statement: it ends with the same deadline."""
+    return Limit(max(0.0, limit.until - SYSTEM.monotonic()), limit.ambient)

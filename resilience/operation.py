@@ -1,0 +1,419 @@
+"""One named operation: its parts, the pipeline built from them, and what its calls came to.
+
+The order is that of the contract, outermost first: fallback, bulkhead, total deadline, retry, breaker, rate limit,
+attempt timeout, function. The total deadline is armed on entry, before everything.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .core import context as ambient
+from .core import lifecycle
+from .core.context import OperationContext
+from .core.errors import CallRejected, DeadlineExceeded, OperationCancelled, ShutdownInProgress
+from .core.history import AttemptHistory, add_note, attach, history
+from .core.pipeline import Call, Pipeline, compose, express_lead, invoke
+
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .core.clock import Clock
+    from .core.events import EventStream
+    from .core.pipeline import Strategy
+    from .monitoring.error_report import ErrorReport
+    from .monitoring.operations import OperationStats
+    from .strategies.bulkhead import Bulkhead
+    from .strategies.circuit_breaker import CircuitBreaker
+    from .strategies.rate_limiter import RateLimiter
+    from .strategies.retry import RetryPolicy
+    from .timeouts import TimeoutManager
+    from .workers.ledger import Register
+    from .workers.processes import ProcessWorkers
+    from .workers.threads import ThreadWorkers
+
+
+class Lane:
+    """What the express lane of an operation looks at (see `resilience.lane`): its parts, taken apart."""
+
+    __slots__ = ("_guards", "_remainder", "lead", "parts")
+
+    def __init__(self, operation: Operation, parts: Parts, lead: Any) -> None:
+        clock, stats = operation.clock, operation.stats
+        self._guards = parts
+        self._remainder: Callable[[Call], Any] | None = None
+        self.lead = lead
+        entry = (operation.name, parts.total, parts.timeout, clock)
+        self.parts = (lead, parts.bulkhead, parts.limiter, clock.monotonic, entry, stats.durations.counts, stats)
+
+    @property
+    def bulkhead(self) -> Bulkhead | None:
+        """The bulkhead that a call of this lane has its slot from."""
+        return self._guards.bulkhead
+
+    def remainder(self, operation: Operation) -> Callable[[Call], Any]:
+        """What guards the rest of a call whose first attempt failed: all but its slot."""
+        if self._remainder is None:
+            inner = operation.strategies(self._guards.replaced(bulkhead=None), "caller")
+            self._remainder = compose(inner, invoke)
+        return self._remainder
+
+    @classmethod
+    def of(cls, operation: Operation, isolation: str) -> Lane | None:
+        """The lane of an operation; None where its attempts hop to another thread or something wants each call."""
+        parts = operation.parts
+        if not HAS_GIL or parts.fallback is not None or (isolation != "caller" and parts.timeout is not None):
+            return None
+        if any(part is not None and part.shared is not None for part in (parts.limiter, parts.bulkhead)):
+            return None
+        if parts.policy is not None and (parts.policy.retry_on_result is not None or parts.policy.budget is not None):
+            return None
+        return cls(operation, parts, HEALTHY if parts.breaker is None else express_lead((parts.breaker,)))
+
+
+HEALTHY = express_lead(())  # stands for the breaker of every operation that has none
+LANES = {None: 1, "caller": 2}  # of an operation's own isolation, and of calls in the caller's thread
+
+
+class Surroundings:
+    """What all operations of a manager have in common."""
+
+    __slots__ = ("clock", "errors", "events", "register", "timeouts")
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        events: EventStream,
+        errors: ErrorReport,
+        timeouts: TimeoutManager,
+        register: Register | None = None,
+    ) -> None:
+        self.clock = clock
+        self.events = events
+        self.errors = errors
+        self.timeouts = timeouts
+        self.register = register
+
+
+class Parts:
+    """What guards one operation; None where nothing does. Times in seconds."""
+
+    __slots__ = (
+        "breaker",
+        "bulkhead",
+        "fallback",
+        "isolation",
+        "limiter",
+        "max_abandoned",
+        "memory_limit",
+        "policy",
+        "timeout",
+        "total",
+    )
+
+    def __init__(
+        self,
+        *,
+        policy: RetryPolicy | None = None,
+        breaker: CircuitBreaker | None = None,
+        bulkhead: Bulkhead | None = None,
+        limiter: RateLimiter | None = None,
+        fallback: Strategy | None = None,
+        timeout: float | None = None,
+        total: float | None = None,
+        isolation: str = "thread",
+        max_abandoned: int = 8,
+        memory_limit: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self.breaker = breaker
+        self.bulkhead = bulkhead
+        self.limiter = limiter
+        self.fallback = fallback
+        self.timeout = timeout
+        self.total = total
+        self.isolation = isolation
+        self.max_abandoned = max_abandoned
+        self.memory_limit = memory_limit
+
+    def replaced(self, **changes: Any) -> Parts:
+        """A copy with these parts changed."""
+        return Parts(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
+
+    def strategies(
+        self,
+        name: str,
+        isolation: str,
+        clock: Clock,
+        events: EventStream,
+        workers: ThreadWorkers | ProcessWorkers | None,
+    ) -> tuple[Any, ...]:
+        """The strategies in their order, outermost first."""
+        from .strategies.retry import Retry
+        from .strategies.timeout import Timeout
+
+        retry = None if self.policy is None else Retry(self.policy, name=name, clock=clock, events=events)
+        timeout = None
+        if self.timeout is not None:
+            timeout = Timeout(
+                self.timeout,
+                isolation=isolation,
+                max_abandoned=self.max_abandoned,
+                name=name,
+                clock=clock,
+                events=events,
+                workers=workers,
+            )
+        every = (self.fallback, self.bulkhead, retry, self.breaker, self.limiter, timeout)
+        return tuple(part for part in every if part is not None)
+
+
+class OperationResult:
+    """How a call ended: exactly one of `value` (when `success`) and `error`; `duration` in seconds.
+
+    `recovered`: it succeeded after at least one retry. `fallback_used`: the value is a fallback's.
+    """
+
+    __slots__ = ("attempts", "duration", "error", "fallback_used", "history", "recovered", "success", "value")
+
+    def __init__(self, call: Call, duration: float, value: Any = None, error: Exception | None = None) -> None:
+        self.success = error is None
+        self.value = value
+        self.error = error
+        self.attempts = call.attempt if call.history is None else max(len(call.history), call.attempt)
+        self.duration = duration
+        self.fallback_used = call.fallback_used
+        self.recovered = self.success and not call.fallback_used and call.attempt > 1
+        self.history: AttemptHistory = call.history or AttemptHistory(call.name)
+
+    def __repr__(self) -> str:
+        outcome = f"value={self.value!r}" if self.success else f"error={self.error!r}"
+        return f"OperationResult({outcome}, attempts={self.attempts}, duration={self.duration:.3g})"
+
+
+class Operation:
+    """A name and everything that protects the calls made under it. Safe to share between threads.
+
+    Small as long as it is idle: what a call needs is made by the first one that needs it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_adapt",
+        "_around",
+        "_lanes_due",
+        "_parts",
+        "_pipelines",
+        "_processes",
+        "_threads",
+        "caller_lane",
+        "clock",
+        "critical",
+        "name",
+        "own_lane",
+        "stats",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        surroundings: Surroundings,
+        stats: OperationStats,
+        adapt: Callable[[Parts], Parts] | None = None,
+    ) -> None:
+        self.name = name
+        self.stats = stats
+        self.clock = surroundings.clock
+        self.critical = False
+        self._around = surroundings
+        self._adapt = adapt
+        self._threads: ThreadWorkers | None = None
+        self._processes: ProcessWorkers | None = None
+
+    def build(self, parts: Parts) -> None:
+        """Takes these parts for all later calls; calls that run end under the ones they began with."""
+        self._parts = parts if self._adapt is None else self._adapt(parts)
+        self._pipelines: dict[str | None, Pipeline] | None = None
+        self._forget_lanes()
+
+    def _forget_lanes(self) -> None:
+        self.own_lane: Lane | None = None
+        self.caller_lane: Lane | None = None
+        self._lanes_due = sum(LANES.values())
+
+    def open_lane(self, isolation: str | None) -> bool:
+        """Opens the express lane at the first call that could use it; False where there is none or it was open."""
+        parts = self._parts
+        mine = LANES.get(isolation, 0)
+        if not self._lanes_due & mine:
+            return False
+        self._lanes_due &= ~mine
+        lane = Lane.of(self, isolation or parts.isolation)
+        if isolation is None:
+            self.own_lane = lane
+        else:
+            self.caller_lane = lane
+        if self._parts is not parts:  # new parts have come meanwhile: the next call makes it of those
+            self._forget_lanes()
+        if self.is_closed():
+            self.close_lanes()
+        return lane is not None
+
+    @property
+    def parts(self) -> Parts:
+        """What guards the operation now."""
+        return self._parts
+
+    def pipeline(self, isolation: str | None = None) -> Pipeline:
+        """The composed pipeline, for the operation's own isolation (None) or another one."""
+        pipelines = self._pipelines
+        if pipelines is None:
+            pipelines = self._pipelines = {}
+        try:
+            return pipelines[isolation]
+        except KeyError:
+            strategies = self.strategies(self._parts, isolation or self._parts.isolation)
+            return pipelines.setdefault(isolation, Pipeline(*strategies, name=self.name))
+
+    def strategies(self, parts: Parts, isolation: str) -> tuple[Any, ...]:
+        """The strategies that these parts are, in their order, outermost first."""
+        return parts.strategies(self.name, isolation, self.clock, self._around.events, self._workers(isolation))
+
+    def _workers(self, isolation: str) -> ThreadWorkers | ProcessWorkers | None:
+        if isolation == "caller":
+            return None
+        limit = self._parts.memory_limit
+        if isolation == "process":
+            known = self._processes
+            if known is None or known.memory_limit != limit:
+                from .workers.processes import ProcessWorkers
+
+                around = self._around
+                self._processes = ProcessWorkers(
+                    self.name, memory_limit=limit, events=around.events, register=around.register
+                )
+                if known is not None:
+                    known.shutdown(wait=False)
+            assert self._processes is not None
+            return self._processes
+        if self._threads is None:
+            from .workers.threads import ThreadWorkers
+
+            self._threads = ThreadWorkers(
+                self.name, max_abandoned=self._parts.max_abandoned, register=self._around.register
+            )
+        return self._threads
+
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Calls `fn(*args, **kwargs)` under everything that guards this operation."""
+        return self.run(Call(fn, args, kwargs, self.name))
+
+    def run(self, call: Call, *, isolation: str | None = None, fallback: Strategy | None = None) -> Any:
+        """Runs one call and counts what it came to; `fallback` stands outside of everything else."""
+        if self.is_closed():
+            raise ShutdownInProgress(f"shutdown in progress, {self.name!r} was not started")
+        pipeline = self.pipeline(isolation)
+        guarded = pipeline.composed if fallback is None else compose((fallback,), pipeline.composed)
+        outer = ambient.current()
+        context = OperationContext(self.name, self._parts.total, clock=self.clock, parent=outer)
+        call.context = context
+        with self._around.timeouts.track(context):
+            try:
+                value = guarded(call)
+            except BaseException as error:
+                self._count_error(call, context, error)
+                raise
+        self._count_value(call, context)
+        return value
+
+    def result_of(self, call: Call, *, fallback: Strategy | None = None) -> OperationResult:
+        """Runs one call and tells how it ended instead of raising; only what is no `Exception` still passes."""
+        started = self.clock.monotonic()
+        try:
+            value = self.run(call, fallback=fallback)
+        except Exception as error:
+            if call.history is None:
+                call.history = history(error)
+            return OperationResult(call, self.clock.monotonic() - started, error=error)
+        return OperationResult(call, self.clock.monotonic() - started, value)
+
+    def end_workers(self) -> None:
+        """Ends the idle worker threads and processes now, the others with their calls."""
+        for workers in (self._threads, self._processes):
+            if workers is not None:
+                workers.shutdown(wait=False, cancel_futures=True)
+
+    def close_lanes(self) -> None:
+        """Sends every later call through `run`, which refuses it when the manager is closed or the process stops."""
+        self.own_lane = self.caller_lane = None
+        self._lanes_due = 0
+
+    def is_closed(self) -> bool:
+        """Whether nothing more is admitted."""
+        return self._around.timeouts.closed or lifecycle.stopping()
+
+    def resume(self, call: Call, lane: Lane, started: float, seen: OperationContext | None = None) -> Any:
+        """Goes on with a call whose first attempt failed in the express lane: under all that guards it but the slot.
+
+        `seen` is the innermost context of that attempt, where it was made: a cancel of the call holds on.
+        """
+        context = seen if seen is None or not seen.is_attempt else seen.parent
+        if context is None or context.started != started:
+            context = OperationContext(
+                self.name, self._parts.total, clock=self.clock, parent=ambient.current(), started=started
+            )
+        call.context = context
+        call.started = started
+        with self._around.timeouts.track(context):
+            try:
+                value = lane.remainder(self)(call)
+            except BaseException as error:
+                self._count_error(call, context, error)
+                raise
+        self._count_value(call, context)
+        return value
+
+    def _count_value(self, call: Call, context: OperationContext) -> None:
+        now = self.clock.monotonic()
+        outcome = "success"
+        if call.fallback_used:
+            outcome = "rejection" if isinstance(call.saved_from, CallRejected) else "failure"
+            if call.saved_from is not None:
+                self._around.errors.add(call.saved_from, operation=self.name)
+        self.stats.record(
+            now,
+            now - context.started,
+            outcome,
+            retries=call.attempt - 1,
+            timed_out=isinstance(call.saved_from, DeadlineExceeded),
+            fell_back=call.fallback_used,
+        )
+
+    def _count_error(self, call: Call, context: OperationContext, error: BaseException) -> None:
+        now = self.clock.monotonic()
+        if not isinstance(error, Exception) or isinstance(error, OperationCancelled):
+            outcome = "cancelled"
+        else:
+            outcome = "rejection" if isinstance(error, CallRejected) else "failure"
+            self._describe(error)
+            self._around.errors.add(error, operation=self.name)
+        self.stats.record(
+            now,
+            now - context.started,
+            outcome,
+            retries=call.attempt - 1,
+            timed_out=isinstance(error, DeadlineExceeded),
+        )
+
+    def _describe(self, error: Exception) -> None:
+        """Lets the final error tell which operation it comes from."""
+        record = history(error)
+        if not record.operation:
+            record.operation = self.name
+            attach(error, record)
+        if not any(repr(self.name) in note for note in getattr(error, "__notes__", ())):
+            add_note(error, f"in operation {self.name!r}")

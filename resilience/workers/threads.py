@@ -1,0 +1,551 @@
+"""Worker threads that can be replaced: a call that outlives its deadline is abandoned, another thread takes its place.
+
+A thread cannot be ended from outside. What can be done is done: the caller is released at the deadline, the abandoned
+thread is counted and capped, keeps the bulkhead slot it holds, is never reused, and never holds up the interpreter's
+exit (all threads are daemons and none is known to `concurrent.futures`' exit hook).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from concurrent.futures import Executor, Future
+
+from ..core.clock import SYSTEM
+from ..core.context import attempt_gate, context_for_a_thread, current, retry_owner
+from ..core.errors import (
+    CallRejected,
+    DeadlineExceeded,
+    OperationCancelled,
+    ShutdownInProgress,
+    WorkersExhausted,
+    require_count,
+)
+from ..core.forks import living
+from ..core.lifecycle import on_shutdown, stopping
+from ..core.stacks import stacks_of
+from .ledger import LEDGER, Abandoned
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from ..core.clock import Clock
+    from ..core.context import OperationContext
+    from ..resources.handles import Owned
+    from .ledger import Register
+
+    E = TypeVar("E", bound=BaseException)
+
+MAX_WORKERS = 128  # threads of one operation
+MAX_ABANDONED = 8  # calls of one operation that may run on after their deadline
+IDLE_SECONDS = 30.0  # an idle thread ends after this long
+MAX_IDLE = 256  # idle threads of the process: 6 MB, however many operations were called a moment ago
+POLL = 0.002  # real seconds between two looks at a clock that is not the system's
+
+QUEUED, RUNNING, DONE, ABANDONED, WITHDRAWN = range(5)
+
+
+class _Task:
+    """One call on its way to a worker and back."""
+
+    __slots__ = (
+        "args",
+        "context",
+        "done",
+        "entry",
+        "error",
+        "fn",
+        "interrupted",
+        "kwargs",
+        "on_end",
+        "state",
+        "value",
+        "worker",
+    )
+
+    def __init__(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: contextvars.Context
+    ) -> None:
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.context = context
+        self.state = QUEUED
+        self.done = _locked()  # released when the call has ended
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.worker: _Worker | None = None
+        self.entry: Abandoned | None = None
+        self.interrupted = False
+        self.on_end: list[Callable[[], object]] | None = []  # None once the call has ended
+
+
+def _interrupt_held(task: _Task) -> None:
+    """Wakes the caller of a task that has not ended; who holds the lock."""
+    if task.state in (QUEUED, RUNNING) and not task.interrupted:
+        task.interrupted = True
+        task.done.release()
+
+
+def _locked() -> Any:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+class WorkerThread(threading.Thread):
+    """A thread of a set of workers; `owned` is how it is registered."""
+
+    owned: Owned | None = None
+
+
+class _Worker:
+    """An idle or busy thread: `wake` is released when `task` holds its next call (None: end).
+
+    `owner` keeps the set of workers alive while there is a task to run; an idle thread does not hold it.
+    """
+
+    __slots__ = ("owner", "task", "thread", "wake")
+
+    def __init__(self) -> None:
+        self.owner: ThreadWorkers | None = None
+        self.task: _Task | None = None
+        self.wake = _locked()
+        self.thread: WorkerThread | None = None
+
+
+class ThreadWorkers(Executor):
+    """A `concurrent.futures.Executor` of at most `max_workers` replaceable daemon threads, one set per operation.
+
+    More calls than workers queue up in order. Abandoned calls do not count as workers, but at most `max_abandoned` may
+    run: then calls are refused with `WorkersExhausted`. `register("thread", name)` hears of each new thread, may refuse
+    it with a `CallRejected`, and gives what is called at its end. Safe to use from any thread; usable in a forked
+    child.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_workers: int = MAX_WORKERS,
+        max_abandoned: int = MAX_ABANDONED,
+        idle: float = IDLE_SECONDS,
+        register: Register | None = None,
+    ) -> None:
+        require_count("max_workers", max_workers)
+        require_count("max_abandoned", max_abandoned, minimum=0)
+        self.name = name
+        self.max_workers = max_workers
+        self.max_abandoned = max_abandoned
+        self._idle_seconds = idle
+        self._register = register
+        self._fresh()
+        _all_sets.add(self)
+
+    def _fresh(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._queue: deque[_Task] | None = None  # most sets of many never have one
+        self._workers = 0
+        self._abandoned = 0
+        self._closed = False
+        self._numbers = 0
+        self.late_results = 0
+
+    @property
+    def abandoned(self) -> int:
+        """How many calls were given up and still run."""
+        return self._abandoned
+
+    # -- a blocking call -------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        *,
+        clock: Clock = SYSTEM,
+    ) -> Any:
+        """Runs `fn(*args, **kwargs)` on a worker; gives its value or raises its error, within `timeout` seconds.
+
+        Raises `DeadlineExceeded` at the timeout: with `phase="queued"` and `reclaimed=True` when it had not started
+        (it never will), else with `reclaimed=False` and the stack where it hung (see `when_ended`). Raises
+        `OperationCancelled` or `ShutdownInProgress` when the surrounding operation is cancelled, or the process
+        stops. Raises `WorkersExhausted` when too many abandoned calls run.
+        """
+        context = context_for_a_thread()
+        context.run(retry_owner.set, (sys._getframe(1), retry_owner.get()))
+        task = _Task(fn, args, {} if kwargs is None else kwargs, context)
+        operation = current()
+        detach = operation.on_cancel(functools.partial(self._interrupt, task)) if operation is not None else None
+        _waited_for[task] = self
+        try:
+            if stopping():  # looked at once it is known to be waited for: a shutdown sees it, or we see the shutdown
+                self._interrupt(task)
+            self._dispatch(task)  # from here to the wait nothing is to be done: the worker needs the GIL that we hold
+            ended = self._wait(task, timeout, clock)
+        except BaseException as error:  # KeyboardInterrupt in the caller: the call is nobody's now
+            self._give_up(task)
+            self._mark_lost(error, task)
+            raise
+        finally:
+            _waited_for.pop(task, None)
+            if detach is not None:
+                detach()
+        if (not ended or task.interrupted) and self._give_up(task):
+            raise self._mark_lost(self._why_given_up(task, timeout, operation), task)
+        if task.error is not None:
+            try:
+                raise task.error
+            finally:
+                task.error = None
+        return task.value
+
+    @staticmethod
+    def _wait(task: _Task, timeout: float | None, clock: Clock) -> bool:
+        """Waits for the end of the task on any clock, or until the operation is cancelled or the process stops."""
+        if clock is SYSTEM:
+            return bool(task.done.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)))
+        end = None if timeout is None else clock.monotonic() + timeout
+        while not task.done.acquire(True, POLL):
+            if end is not None and clock.monotonic() >= end:
+                return False
+        return True
+
+    def _interrupt(self, task: _Task) -> None:
+        """Wakes the caller of a task that has not ended."""
+        with self._lock:
+            _interrupt_held(task)
+
+    def _dispatch(self, task: _Task) -> None:
+        """Hands the task to an idle worker, a new one or the queue."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"workers of {self.name!r} are shut down")
+            if self._abandoned >= self.max_abandoned and self._abandoned:
+                raise WorkersExhausted(name=self.name, abandoned=self._abandoned)
+            if self._idle:
+                worker = self._idle.pop()
+                _idle_threads.pop(worker, None)
+                worker.task, worker.owner = task, self
+            elif self._workers < self.max_workers:
+                worker = _Worker()
+                worker.task, worker.owner = task, self
+                self._workers += 1
+                self._numbers += 1
+                number = self._numbers
+            else:
+                if not self._queue:
+                    self._queue = deque()
+                self._queue.append(task)
+                return
+        if worker.thread is not None:
+            worker.wake.release()
+        else:
+            self._start(worker, number)
+
+    def _start(self, worker: _Worker, number: int) -> None:
+        name = f"{self.name}-{number}"
+        worker.thread = thread = WorkerThread(
+            target=_live, args=(weakref.ref(self), worker, self._idle_seconds), name=name, daemon=True
+        )
+        try:
+            if self._register is not None:
+                thread.owned = self._register("thread", name)
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._workers -= 1
+            if thread.owned is not None:
+                thread.owned()
+            raise
+
+    def _give_up(self, task: _Task) -> bool:
+        """Withdraws a queued task or abandons a running one; False when it has just ended."""
+        with self._lock:
+            if task.state == DONE:
+                return False
+            if task.state == QUEUED:
+                task.state = WITHDRAWN
+                if self._queue and task in self._queue:
+                    self._queue.remove(task)
+                return True
+            task.state = ABANDONED
+            self._abandoned += 1
+            self._workers -= 1  # its thread ends with the call: another may take the place
+            worker = task.worker
+        assert worker is not None
+        assert worker.thread is not None
+        if worker.thread.owned is not None:
+            worker.thread.owned.abandon()
+        task.entry = Abandoned(self.name, worker.thread.name, _stack_of(worker.thread))
+        LEDGER.abandon(task.entry)
+        self._start_next()
+        return True
+
+    def _mark_lost(self, error: E, task: _Task) -> E:
+        if task.state == ABANDONED:
+            setattr(error, _LOST, (self._lock, task))
+        return error
+
+    def _start_next(self) -> None:
+        """Gives the head of the queue to a new worker where there is room for one."""
+        while True:
+            with self._lock:
+                if not self._queue or self._workers >= self.max_workers:
+                    return None
+                task = self._queue.popleft()
+                worker = _Worker()
+                worker.task, worker.owner = task, self
+                self._workers += 1
+                self._numbers += 1
+                number = self._numbers
+            try:
+                return self._start(worker, number)
+            except (RuntimeError, CallRejected) as error:  # no thread to be had: told to the call that waited for it
+                self._fail(task, error)
+                if self._workers:
+                    return None
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        """Ends a task that cannot be started."""
+        with self._lock:
+            if task.state != QUEUED:
+                return
+            task.state = DONE
+            task.error = error
+            if not task.interrupted:
+                task.done.release()
+        if task.fn is _run_for and task.args[0].set_running_or_notify_cancel():
+            task.args[0].set_exception(error)
+
+    def _why_given_up(
+        self, task: _Task, timeout: float | None, operation: OperationContext | None
+    ) -> DeadlineExceeded | OperationCancelled | ShutdownInProgress:
+        if task.interrupted:
+            if operation is not None and operation.cancelled:
+                return OperationCancelled(name=self.name, reason=operation.reason)
+            if stopping():
+                return ShutdownInProgress(f"shutdown in progress, {self.name!r} was given up")
+            return OperationCancelled(name=self.name)
+        if task.state == WITHDRAWN:
+            return DeadlineExceeded(name=self.name, timeout=timeout, elapsed=timeout, phase="queued", reclaimed=True)
+        stack = task.entry.stack if task.entry is not None else ""
+        return DeadlineExceeded(
+            name=self.name, timeout=timeout, elapsed=timeout, phase="running", reclaimed=False, stack=stack
+        )
+
+    # -- the worker's side -----------------------------------------------------------------------------------------
+
+    def _next_held(self, worker: _Worker) -> Any:
+        """The worker's next task; None when it is idle from now on, `_END` when it ends."""
+        worker.task = None
+        if self._queue:
+            return self._queue.popleft()
+        worker.owner = None
+        if self._closed or len(_idle_threads) >= MAX_IDLE:
+            self._workers -= 1
+            return _END
+        self._idle.append(worker)
+        _idle_threads[worker] = None
+        return None
+
+    def _retire(self, worker: _Worker) -> bool:
+        """Lets an idle worker end; False when a task has reached it meanwhile."""
+        with self._lock:
+            if worker not in self._idle:
+                return False
+            self._idle.remove(worker)
+            self._workers -= 1
+            return True
+
+    # -- the Executor's interface ------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Starts `fn(*args, **kwargs)` and gives its Future; the context is copied, a new retry tree begins."""
+        future: Future[Any] = Future()
+        context = context_for_a_thread()
+        context.run(retry_owner.set, None)
+        context.run(attempt_gate.set, None)  # it is no attempt of the item that submits it
+        task = _Task(_run_for, (future, fn, args, kwargs), {}, context)
+        self._dispatch(task)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Refuses new calls; with `wait` lets running and queued ones end, with `cancel_futures` drops queued ones."""
+        with self._lock:
+            self._closed = True
+            dropped = list(self._queue or ()) if cancel_futures else []
+            if cancel_futures:
+                self._queue = None
+            idle, self._idle = self._idle, []
+            self._workers -= len(idle)
+        for worker in idle:
+            worker.wake.release()
+        for task in dropped:
+            if task.fn is _run_for:
+                task.args[0].cancel()
+                task.args[0].set_running_or_notify_cancel()
+            else:
+                with self._lock:
+                    _interrupt_held(task)
+        while wait and self._workers:
+            SYSTEM.sleep(0.005)
+
+    def __repr__(self) -> str:
+        return f"<ThreadWorkers {self.name!r}: {self._workers} threads, {self._abandoned} abandoned>"
+
+
+def _run_for(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        value = fn(*args, **kwargs)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def _live(owner: weakref.ref[ThreadWorkers], worker: _Worker, idle_seconds: float) -> None:
+    """The life of a worker thread, from its first call to its end."""
+    try:
+        _work(owner, worker, idle_seconds)
+    finally:
+        _idle_threads.pop(worker, None)
+        if worker.thread is not None and worker.thread.owned is not None:
+            worker.thread.owned()
+
+
+def _work(owner: weakref.ref[ThreadWorkers], worker: _Worker, idle_seconds: float) -> None:
+    """Runs calls until there are none, or one was abandoned."""
+    task = worker.task
+    while True:
+        if task is None:
+            woken = worker.wake.acquire(True, idle_seconds)
+            task = worker.task
+            if task is None:
+                workers = owner()
+                if workers is None or woken or workers._retire(worker):
+                    return
+                worker.wake.acquire()
+                task = worker.task
+                if task is None:
+                    return
+        workers = worker.owner
+        assert workers is not None
+        task = _serve(workers, worker, task)
+        del workers
+        if task is _END:
+            return
+
+
+_END: Any = object()
+
+
+def _serve(workers: ThreadWorkers, worker: _Worker, task: _Task) -> Any:
+    """Runs one task; gives the next one, None to wait for it, or `_END` when the thread was abandoned."""
+    lock = workers._lock
+    with lock:
+        if task.state != QUEUED:  # it was withdrawn
+            return workers._next_held(worker)
+        task.state, task.worker = RUNNING, worker
+    try:
+        task.value = task.context.run(task.fn, *task.args, **task.kwargs)
+    except BaseException as error:
+        task.error = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
+    with lock:
+        abandoned = task.state == ABANDONED
+        if abandoned:
+            workers._abandoned -= 1
+            workers.late_results += 1
+            worker.owner = None
+            following = _END
+        else:
+            task.state = DONE
+            following = workers._next_held(worker)
+    if abandoned:
+        _bury(lock, task)
+    elif not task.interrupted:
+        task.done.release()
+    return following
+
+
+def when_ended(error: BaseException, callback: Callable[[], object]) -> None:
+    """Calls `callback` once the abandoned call behind `error` has ended; at once where nothing was abandoned."""
+    lost: tuple[Any, _Task] | None = getattr(error, _LOST, None)
+    if lost is not None:
+        lock, task = lost
+        with lock:
+            if task.on_end is not None:
+                task.on_end.append(callback)
+                return
+    callback()
+
+
+_LOST = "_resilience_lost"
+
+
+def _bury(lock: Any, task: _Task) -> None:
+    """Ends an abandoned call: its late answer is dropped, and who waits for its end is told."""
+    while task.entry is None:  # the caller is just composing it
+        SYSTEM.sleep(0.001)
+    LEDGER.ended(task.entry)
+    task.value = task.error = None
+    with lock:
+        told, task.on_end = task.on_end, None
+    for callback in told or ():
+        callback()
+
+
+def _stack_of(thread: threading.Thread) -> str:
+    ident = thread.ident or -1
+    return stacks_of((ident,)).get(ident, "")
+
+
+_idle_threads: dict[_Worker, None] = {}  # of all sets; single statements, so without a lock
+_waited_for: dict[_Task, ThreadWorkers] = {}  # what blocking calls wait for; single statements, so without a lock
+_all_sets: weakref.WeakSet[ThreadWorkers] = weakref.WeakSet()
+
+
+def living_sets() -> list[ThreadWorkers]:
+    """All sets of worker threads of this process."""
+    return living(_all_sets)
+
+
+def _count() -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for workers in living(_all_sets):
+        if workers._workers:
+            counts[workers.name] = counts.get(workers.name, 0) + workers._workers
+    return counts
+
+
+LEDGER.count_by("thread", _count)
+
+
+def _on_shutdown() -> None:
+    for task, workers in _waited_for.copy().items():
+        workers._interrupt(task)
+
+
+def _after_fork() -> None:
+    _waited_for.clear()
+    _idle_threads.clear()
+    for workers in living(_all_sets):
+        workers._fresh()
+    on_shutdown(_on_shutdown)  # the child has forgotten its parent's
+
+
+on_shutdown(_on_shutdown)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,76 @@
+"""The end of a run and the ends of its items: what is just being kept counts, what comes later does not."""
+
+import threading
+
+from resilience_cli.collect.answer import Answer
+from resilience_cli.collect.inputs import read_items
+from resilience_cli.collect.job import Job, Options
+from resilience_cli.collect.journal import Past
+from resilience_cli.collect.tasks import Final, Task
+
+from resilience.testing import Gate
+
+
+class GatedJournal:
+    """A journal whose writes wait at a gate; it knows what was written."""
+
+    path = "gated"
+
+    def __init__(self):
+        self.gate = Gate()
+        self.written = []
+
+    def write(self, record):
+        self.gate()
+        self.written.append(record["url"])
+        return "line\n"
+
+    def sync(self):
+        pass
+
+
+def until(condition):
+    """Whether it comes true within some real seconds."""
+    pause = threading.Event()
+    return any(condition() or pause.wait(0.001) for _ in range(30_000))
+
+
+def job_of(journal, *urls):
+    listing = read_items([url.encode() for url in urls], "urls.txt")
+    job = Job(listing, Options(), Past(), journal, lambda: None)
+    finals = [Final(Task(item, job._new_host(item.host)), Answer(True, 200), 0.1) for item in listing.items]
+    return job, finals
+
+
+def test_an_item_whose_end_is_just_being_kept_is_done_when_the_run_has_closed(monkeypatch):
+    monkeypatch.setattr("resilience_cli.collect.job.KEEPING", 30.0)
+    journal, seen = GatedJournal(), []
+    job, (first, late) = job_of(journal, "http://a.test/1", "http://a.test/2")
+    keeping = threading.Thread(target=job._record, args=(first,))
+    keeping.start()
+    assert journal.gate.arrived()
+    closing = threading.Thread(target=lambda: seen.append((job._close(), job.tally.ok)))
+    closing.start()
+    assert until(lambda: job._is_closed)
+    journal.gate.open()
+    closing.join(30)
+    keeping.join(30)
+    job._record(late)
+    assert seen == [(None, 1)]
+    assert journal.written == ["http://a.test/1"]
+    assert [item.url for item in job._not_ok.values()] == ["http://a.test/2"]
+
+
+def test_a_write_that_hangs_does_not_hold_up_the_end_of_the_run(monkeypatch):
+    monkeypatch.setattr("resilience_cli.collect.job.KEEPING", 0.01)
+    journal = GatedJournal()
+    job, (stuck,) = job_of(journal, "http://a.test/1")
+    keeping = threading.Thread(target=job._record, args=(stuck,))
+    keeping.start()
+    assert journal.gate.arrived()
+    closing = threading.Thread(target=job._close)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    journal.gate.open()
+    keeping.join(30)

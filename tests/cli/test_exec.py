@@ -1,0 +1,198 @@
+"""`resilience exec`: exit codes, attempts, the breaker across runs, the lock, what it shows and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from resilience_cli import exits
+
+EXEC = [sys.executable, "-m", "resilience_cli", "exec"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs `resilience exec` with a state directory of its own."""
+
+    def run(*arguments, **more):
+        env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), **more}
+        return subprocess.run(
+            [*EXEC, *arguments], capture_output=True, text=True, timeout=60, check=False, env=env, cwd=tmp_path
+        )
+
+    return run
+
+
+def start(tmp_path, *arguments):
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    return subprocess.Popen([*EXEC, *arguments], env=env, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+
+
+def shell(script):
+    return ("--", "sh", "-c", script)
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.01)
+
+
+def is_gone(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("true",), 0),
+        (("sh", "-c", "exit 3"), 3),
+        (("sh", "-c", "kill -9 $$"), 137),
+        (("./no-such-command",), exits.NOT_FOUND),
+        (("/etc/hostname",), exits.NOT_EXECUTABLE),
+    ],
+)
+def test_the_exit_code_is_the_commands(run, command, code):
+    done = run("--", *command)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--nonsense", "--", "true"), ("--timeout", "5 parsecs", "--", "true")])
+def test_bad_usage_is_2_and_starts_nothing(run, arguments, tmp_path):
+    done = run(*arguments)
+    assert done.returncode == exits.USAGE
+    if "--timeout" in arguments:
+        assert "5s" in done.stderr  # an example
+
+
+def test_every_failure_is_repeated_and_said_until_one_succeeds(run, tmp_path):
+    done = run("--attempts", "4", "--delay", "10ms", *shell("echo x >> runs; [ $(wc -l < runs) -ge 3 ]"))
+    assert done.returncode == 0
+    assert "attempt 1/4" in done.stderr
+    assert "attempt 2/4" in done.stderr
+    assert "attempt 3/4" not in done.stderr
+
+
+@pytest.mark.parametrize(("codes", "runs"), [("1,75", 1), ("3-5", 3), (None, 3)])
+def test_only_the_chosen_exit_codes_are_repeated(run, tmp_path, codes, runs):
+    options = [] if codes is None else ["--retry-on-exit", codes]
+    done = run("--attempts", "3", "--delay", "10ms", *options, *shell("echo x >> runs; exit 4"))
+    assert done.returncode == 4
+    assert len((tmp_path / "runs").read_text().splitlines()) == runs
+
+
+def test_a_command_that_is_not_there_is_not_repeated(run):
+    done = run("--attempts", "5", "--", "./no-such-command")
+    assert done.returncode == exits.NOT_FOUND
+    assert "next try" not in done.stderr
+
+
+def test_after_failures_the_next_run_is_refused_and_a_reset_lets_it_run(run, tmp_path):
+    limits = {"CIRCUIT_BREAKER_FAILURE_THRESHOLD": "3"}
+    for _ in range(3):
+        assert run("--breaker", "x", *shell("echo x >> runs; exit 7"), **limits).returncode == 7
+    refused = run("--breaker", "x", *shell("echo x >> runs"), **limits)
+    assert refused.returncode == exits.TRANSIENT
+    assert "'x' is OPEN for" in refused.stderr
+    assert "3 failures" in refused.stderr
+    assert "last: exit 7" in refused.stderr
+    assert "not started" in refused.stderr
+    assert len((tmp_path / "runs").read_text().splitlines()) == 3
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "resilience_cli", "breakers", "reset", "x"], env=env, check=True, timeout=60)
+    assert run("--breaker", "x", "--", "true", **limits).returncode == 0
+
+
+def test_a_refused_run_loads_no_more_than_it_needs(run):
+    run("--breaker", "light", "--", "false", CIRCUIT_BREAKER_FAILURE_THRESHOLD="1")
+    refused = run("--breaker", "light", "--", "true", PYTHONPROFILEIMPORTTIME="1")
+    assert refused.returncode == exits.TRANSIENT
+    loaded = {line.rpartition("|")[2].strip() for line in refused.stderr.splitlines() if "import time:" in line}
+    assert "resilience.strategies.circuit_breaker" in loaded
+    heavy = {"difflib", "psutil", "psycopg2", "redis", "requests", "yaml", "resilience.strategies.retry",
+             "resilience.strategies.retry_progress", "resilience.manager", "concurrent.futures"}  # fmt: skip
+    assert loaded & heavy == set()
+
+
+def test_eight_runs_at_once_are_all_counted(tmp_path):
+    running = [start(tmp_path, "--breaker", "many", "--", "false") for _ in range(4)]
+    running += [start(tmp_path, "--breaker", "many", "--", "sh", "-c", "exit 2") for _ in range(4)]
+    for process in running:
+        process.communicate(timeout=60)
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    shown = subprocess.run(
+        [sys.executable, "-m", "resilience_cli", "breakers", "show", "many", "--json"], env=env, check=True, timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    seen = json.loads(shown.stdout)
+    ran = [process.returncode for process in running if process.returncode != exits.TRANSIENT]
+    assert seen["state"] == "open"
+    assert len(ran) >= 5
+
+
+def test_a_lock_keeps_a_second_run_out_and_is_free_afterwards(run, tmp_path):
+    first = start(tmp_path, "--lock", "job", *shell("echo $$ > started; read wait < fifo"))
+    os.mkfifo(tmp_path / "fifo")
+    wait_for(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text().strip())
+    second = run("--lock", "job", "--", "true")
+    assert second.returncode == exits.TRANSIENT
+    assert f"held by process {first.pid}" in second.stderr
+    assert run("--lock", "other", "--", "true").returncode == 0
+    (tmp_path / "fifo").write_text("go\n")
+    first.communicate(timeout=60)
+    assert run("--lock", "job", "--", "true").returncode == 0
+
+
+def test_output_is_shown_on_failure_only_when_quiet(run):
+    script = "echo out; echo err >&2; exit "
+    quiet = run("--quiet-on-success", *shell(script + "0"))
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    loud = run("--quiet-on-success", *shell(script + "3"))
+    assert (loud.returncode, loud.stdout) == (3, "out\n")
+    assert "err" in loud.stderr
+
+
+def test_the_report_tells_how_each_run_went(run, tmp_path):
+    run("--attempts", "2", "--delay", "10ms", "--report-file", "report.json", *shell("exit 5"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["exit"] == 5
+    assert report["outcome"] == "exit"
+    assert [(one["attempt"], one["exit"]) for one in report["attempts"]] == [(1, 5), (2, 5)]
+
+
+TREE = 'trap "" TERM; setsid sh -c "echo \\$\\$ > away; exec sleep 300" & echo $$ > top; sleep 300 & wait; sleep 300'
+
+
+def tree_pids(tmp_path):
+    wait_for(
+        lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text().strip() for name in ("away", "top"))
+    )
+    return [int((tmp_path / name).read_text()) for name in ("away", "top")]
+
+
+def test_at_its_time_limit_the_whole_tree_is_ended(run, tmp_path):
+    done = run("--timeout", "3s", "--", "sh", "-c", TREE)
+    assert done.returncode == exits.TIMED_OUT
+    assert "timed out" in done.stderr
+    for pid in tree_pids(tmp_path):
+        wait_for(lambda pid=pid: is_gone(pid))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, exits.TERMINATED), (signal.SIGINT, exits.INTERRUPTED)])
+def test_a_signal_ends_the_tree_too(tmp_path, number, code):
+    process = start(tmp_path, "--", "sh", "-c", TREE)
+    pids = tree_pids(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    for pid in pids:
+        wait_for(lambda pid=pid: is_gone(pid))

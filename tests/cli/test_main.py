@@ -1,0 +1,136 @@
+"""The frame of the command line: verbs, exit codes, and no traceback whatever happens."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from resilience_cli import exits, output
+from resilience_cli.main import VERBS, main, run
+
+
+def command(*arguments, **settings):
+    environment = {**os.environ, **settings.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "resilience_cli", *arguments], capture_output=True, text=True, timeout=60, check=False,
+        env=environment, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_the_help_of_every_verb_ends_with_examples(verb, capsys):
+    assert run([verb, "-h"]) == 0
+    shown = capsys.readouterr().out
+    assert "Examples" in shown
+    assert f"resilience {verb}" in shown.split("Examples")[1]
+
+
+def test_the_list_of_verbs_imports_none_of_them():
+    code = "import sys, resilience_cli.main as m; m.run(['--help']); print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stderr.split())
+    assert not loaded & {"requests", "redis", "psycopg2", "psutil", "yaml", "resilience.manager"}
+    assert "collect" in done.stdout
+
+
+def test_an_unknown_verb_is_a_usage_error_with_the_nearest_one(capsys):
+    assert run(["colect"]) == exits.USAGE
+    assert "collect" in capsys.readouterr().err
+
+
+def test_a_bad_option_is_a_usage_error(capsys):
+    assert run(["config", "show", "--nonsense"]) == exits.USAGE
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_version_is_told():
+    done = command("--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "resilience")
+
+
+def test_a_full_disk_is_74_and_no_traceback():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "resilience_cli", "config", "show"], stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == exits.OUTPUT
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_quiet():
+    done = subprocess.run(
+        f"{sys.executable} -m resilience_cli config show | true", shell=True, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_a_bad_configuration_is_78_and_names_the_variable():
+    done = command("explain", env={"RETRY_BASE_DELAY": "9q"})
+    assert done.returncode == exits.CONFIG
+    assert "environment RETRY_BASE_DELAY" in done.stderr
+    assert "100ms" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_defect_is_one_line(monkeypatch, capsys):
+    from resilience_cli import main as module
+
+    monkeypatch.setattr(module.cli, "main", lambda **_: 1 / 0)
+    assert main(["config"]) == exits.NO
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert "ZeroDivisionError" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_each_shell(shell, capsys):
+    assert run(["completion", shell]) == 0
+    assert "_RESILIENCE_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [([], 0), ([0, 75], 75), ([75, 1], 1), ([1, 74], 74), ([74, 124], 124), ([124, 130], 130), ([0, 143, 75], 143)],
+)
+def test_the_worst_code_of_all_items_decides(codes, worst):
+    assert exits.worst(codes) == worst
+
+
+def test_passwords_are_never_shown():
+    text = "redis://user:secret@host:1/0 and http://h/ and postgresql://u:p%40ss@db"
+    assert output.redacted(text) == "redis://user:***@host:1/0 and http://h/ and postgresql://u:***@db"
+    assert output.redacted("http://u:p@ss:w@h/a@b http://h:80/x@y") == "http://u:***@h/a@b http://h:80/x@y"
+
+
+def test_what_a_server_says_never_commands_the_terminal(capsys):
+    output.say("404 \x1b[31mRED\x1b[0m\r\x9b2J\ttab\nline")
+    assert capsys.readouterr().err == "404 \\x1b[31mRED\\x1b[0m\\x0d\\x9b2J\ttab\nline\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["collect", "-h"], ["completion", "bash"]])
+def test_whatever_is_printed_to_a_full_disk_is_74(arguments, unbuffered):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "resilience_cli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == exits.OUTPUT
+    assert done.stderr == "resilience: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", exits.OUTPUT), ("2>&-", exits.OK), ("<&-", exits.OK)])
+def test_closed_standard_streams_are_no_traceback(closed, code):
+    line = f"exec {sys.executable} -m resilience_cli config show {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert ("Bad file descriptor" in done.stderr) == (code == exits.OUTPUT)
+
+
+def test_tables_are_plain_text():
+    shown = output.table(("HOST", "OK"), [("a.local", 10), ("b", 7)])
+    assert shown.splitlines() == ["HOST     OK", "a.local  10", "b         7"]

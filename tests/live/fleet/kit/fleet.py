@@ -1,0 +1,96 @@
+"""Several processes with one breaker on one store, and a referee who trusts none of them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PATIENCE = 30.0
+SCRIPT = Path(__file__).with_name("fleet_worker.py")
+
+
+def until(condition, patience=PATIENCE):
+    """Waits until the condition holds."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.002)
+
+
+class Worker:
+    """A process of `fleet_worker.py`: evaluates there what it is told."""
+
+    def __init__(self, url, name, skew=0.0, **settings):
+        told = json.dumps({"url": url, "name": name, "skew": skew, **settings})
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(SCRIPT), told], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def tell(self, expression):
+        self.process.stdin.write(expression + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        return json.loads(self.process.stdout.readline())
+
+    def do(self, expression):
+        self.tell(expression)
+        return self.answer()
+
+    @property
+    def state(self):
+        return self.do("str(breaker.state)")
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Crowd(list):
+    """Workers that are told all at once."""
+
+    def do(self, expression):
+        for worker in self:
+            worker.tell(expression)
+        return [worker.answer() for worker in self]
+
+    def join_in(self):
+        """Waits until each of them hears of what the others do."""
+        self.do("breaker.state")
+        for worker in self:
+            until(lambda worker=worker: worker.do("store.link.state == 'ready' and store.link._epoch is not None"))
+
+
+class Referee:
+    """Reads the log that visits write: how many were under way at once, and which began together."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def lines(self):
+        if not self.path.exists():
+            return []
+        split = [line.split() for line in self.path.read_text().splitlines()]
+        return sorted((int(at) / 1e9, int(pid), what) for at, pid, what in split)
+
+    def most_at_once(self, lines=None):
+        under_way = most = 0
+        for _, _, what in self.lines() if lines is None else lines:
+            under_way += 1 if what == "begun" else -1
+            most = max(most, under_way)
+        return most
+
+    def phases(self, gap, lines=None):
+        """How many visits began in each phase: with less than `gap` seconds between one and the next."""
+        counts, last = [], float("-inf")
+        for at, _, what in self.lines() if lines is None else lines:
+            if what == "begun":
+                if at - last < gap:
+                    counts[-1] += 1
+                else:
+                    counts.append(1)
+                last = at
+        return counts

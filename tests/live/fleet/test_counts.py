@@ -1,0 +1,41 @@
+"""What processes count together is exact: outcomes, openings, transitions; whatever is killed meanwhile."""
+
+import time
+
+import pytest
+from fleet import until
+
+from resilience import open_store
+
+pytestmark = pytest.mark.slow
+PROCESSES = 8
+OUTCOMES = 5_000
+
+
+def test_five_thousand_outcomes_of_each_of_eight_processes_are_all_counted(url, name, workers):
+    crowd = workers(PROCESSES, url, name, failure_threshold=1_000_000, reset_timeout=None)
+    began = time.monotonic()
+    assert crowd.do(f"fail({OUTCOMES})") == [OUTCOMES] * PROCESSES
+    took = time.monotonic() - began
+    assert all(crowd.do("store.link.flush(50.0)"))
+    print(f"{PROCESSES * OUTCOMES / took:,.0f} failures a second; all written after {time.monotonic() - began:.1f} s")
+    assert crowd.do("breaker.stats.failures") == [OUTCOMES] * PROCESSES
+    with open_store(url) as store:
+        assert store.read(f"breaker/{name}")["failures"] == PROCESSES * OUTCOMES
+    until(lambda: crowd.do("breaker.stats.failures_in_a_row") == [PROCESSES * OUTCOMES] * PROCESSES)
+
+
+def test_all_threads_of_all_processes_that_fail_at_once_are_one_opening(url, name, workers):
+    crowd = workers(PROCESSES, url, name, failure_threshold=5, timeout=600.0)
+    for opening in range(1, 4):
+        crowd.do("start(8, lambda number: (time.sleep(0.01), call(failing)))")
+        until(lambda: crowd.do("str(breaker.state)") == ["open"] * PROCESSES)
+        time.sleep(0.2)  # whoever was let in before has begun
+        ran = crowd.do("len(runs)")
+        time.sleep(0.5)
+        assert crowd.do("len(runs)") == ran
+        crowd.do("stop()")
+        told = [change for changes in crowd.do("told_changes()") for change in changes]
+        assert told.count("closed open") == opening
+        crowd[opening].do("breaker.reset()")
+        until(lambda: crowd.do("str(breaker.state)") == ["closed"] * PROCESSES)

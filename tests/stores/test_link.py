@@ -1,0 +1,98 @@
+"""The clerk of a store: what is handed in is made in order, and a store is away only when it does not answer."""
+
+import logging
+import threading
+import time
+
+import pytest
+
+from resilience.core.errors import StoreUnavailable
+from resilience.stores import link as links
+from resilience.stores.link import link_to
+from resilience.stores.memory import MemoryStore
+from resilience.stores.port import Contended
+
+
+class Counting(MemoryStore):
+    """Counts transactions, and waits in front of one until it may go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.transactions = 0
+        self.errors = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def transact(self, key, change, **more):
+        if key.startswith("resilience/"):
+            return super().transact(key, change, **more)
+        self.may_go.wait(10.0)
+        self.transactions += 1
+        if self.errors:
+            raise self.errors.pop(0)()
+        return super().transact(key, change, **more)
+
+
+@pytest.fixture
+def store():
+    with Counting() as made:
+        yield made
+
+
+@pytest.fixture
+def link(store):
+    store.is_local = store.is_near = False
+    return link_to(store)
+
+
+def append(number):
+    return lambda old, now: ([*(old or []), number], len(old or []))
+
+
+def hand_in(link, key, number, answers):
+    with pytest.raises(StoreUnavailable):
+        link.transact(key, append(number), lambda answer: answers.append((number, answer)))
+
+
+def test_changes_of_one_key_that_wait_are_made_in_one_step_and_each_is_answered(link, store):
+    store.may_go.clear()
+    answers = []
+    for number in range(50):
+        hand_in(link, "many", number, answers)
+    hand_in(link, "other", 50, answers)
+    hand_in(link, "many", 51, answers)
+    store.may_go.set()
+    assert link.flush(10.0)
+    assert store.read("many") == [*range(50), 51]
+    assert answers == [*((number, number) for number in range(50)), (50, 0), (51, 50)]
+    assert store.transactions == 4  # the first one was under way alone
+
+
+def test_a_store_that_others_keep_busy_is_not_away(link, store, caplog):
+    store.errors = [lambda: Contended("others")] * 3
+    with caplog.at_level(logging.WARNING, "resilience.store"):
+        assert link.transact("busy", append(1), None) == 0
+    assert store.read("busy") == [1]
+    assert caplog.records == []
+
+
+def test_a_process_that_was_stopped_asks_once_more(link, store, monkeypatch, caplog):
+    monkeypatch.setattr(links, "GIVE_UP", 0.01)
+    monkeypatch.setattr(links, "STOPPED", 0.01)
+    link.patience = 0.1
+
+    def stopped():
+        time.sleep(0.15)
+        return StoreUnavailable("did not answer in time")
+
+    store.errors = [stopped]
+    answers = []
+    hand_in(link, "stopped", 1, answers)
+    assert link.flush(10.0)
+    assert answers == [(1, 0)]
+    assert caplog.records == []
+    store.errors = [stopped, stopped]
+    hand_in(link, "stopped", 2, answers)
+    until = time.monotonic() + 10.0
+    while link.state != "away":
+        assert time.monotonic() < until
