@@ -73,7 +73,8 @@ class Referee:
     def lines(self):
         if not self.path.exists():
             return []
-        split = [line.split() for line in self.path.read_text().splitlines()]
+        whole, _, _ = self.path.read_text().rpartition("\n")  # what follows it is being written
+        split = [line.split() for line in whole.splitlines()]
         return sorted((int(at) / 1e9, int(pid), what) for at, pid, what in split)
 
     def most_at_once(self, lines=None):
