@@ -50,7 +50,7 @@ class SharedSlots:
 
     def fresh(self) -> None:
         """Nothing is leased: at the start, and in the child of a fork."""
-        self._who = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._who = _new_name()
         self._turn = 0  # of the last change asked for
         self._is_joined = False  # the store has answered since it is there
         self._asked_at = float("-inf")  # an answer is waited for; -inf: none is
@@ -158,6 +158,8 @@ class SharedSlots:
         bulkhead = self._bulkhead
         self._asked_at = SYSTEM.monotonic()
         self._turn += 1
+        if have and self._has_lost_held():
+            self._who = _new_name()  # the store has forgotten its turns: what was asked for before may still come
         gives, self.held = have < self.held, have
         users = min(bulkhead.max_concurrent, bulkhead.in_flight + len(bulkhead.queue) + self._entering)
         needed = max(0, users - have)
@@ -176,6 +178,11 @@ class SharedSlots:
             return doc, (held, until, state)
 
         return turn, change
+
+    def _has_lost_held(self) -> bool:
+        """Whether the slots held here have ended in the store; while it is opened anew, whether they may have."""
+        now = self._link.store.guess_now()
+        return SYSTEM.monotonic() - self._learnt_at >= LEASE if now is None else now >= self._until
 
     def _learn(self, turn: int, answer: Any) -> None:
         """Takes over an answer, unless a later change was asked for meanwhile; None: there is none, or not yet."""
@@ -349,6 +356,10 @@ class Fleet:
     def streams(self) -> set[EventStream]:
         """Who hears of losing the store."""
         return {stream for slots in list(self._all) if (stream := slots.stream()) is not None}
+
+
+def _new_name() -> str:
+    return f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 def fleet_of(store: Store) -> Fleet:

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resilience.rules import leases as rules
@@ -41,6 +41,13 @@ def test_slots_that_are_not_renewed_in_time_are_anothers():
     assert exchange(state, "c", needed=5, now=6.9) == 0
     assert exchange(state, "c", needed=5, now=7.0) == 5
     assert exchange(state, "a", have=2, now=7.0) == 0
+
+
+def test_a_lease_holds_up_to_its_end_and_not_at_it():
+    state = Leases()
+    exchange(state, "a", needed=5)
+    assert rules.free(state, LEASE - 1e-6, LIMIT) == 0
+    assert rules.free(state, LEASE, LIMIT) == LIMIT
 
 
 def test_lost_slots_are_leased_anew_where_there_are_some():
@@ -145,10 +152,12 @@ def test_leases_survive_the_way_through_a_store():
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 6))
+@example(1337837, 3, 3)  # with a name kept after its lease has ended: a late change of before is taken
 def test_what_holders_may_use_is_never_more_than_the_limit(seed, limit, crowd):
     """Answers that are lost, late or never made, and holders that stop for a while: as a slow store and kills do."""
     rng, state, now = random.Random(seed), Leases(), 0.0
     held, until = dict.fromkeys(range(crowd), 0), dict.fromkeys(range(crowd), -1.0)
+    names = {one: str(one) for one in range(crowd)}
     turns, under_way = dict.fromkeys(range(crowd), 0), []
     for _ in range(120):
         now += rng.choice((0.0, 0.1, 0.5, LEASE))
@@ -156,13 +165,15 @@ def test_what_holders_may_use_is_never_more_than_the_limit(seed, limit, crowd):
         have = rng.randint(0, held[one]) if until[one] > now else held[one]
         held[one] = have
         turns[one] += 1
+        if have and until[one] <= now:
+            names[one] += "'"
         more = {"have": have, "needed": rng.randrange(4), "spare": rng.randrange(3), "waits": rng.random() < 0.4}
-        under_way.append((one, turns[one], more))
+        under_way.append((one, names[one], turns[one], more))
         rng.shuffle(under_way)
         while under_way and rng.random() < 0.7:
-            who, turn, asked = under_way.pop()
-            answer = exchange(state, str(who), turn=turn, now=now, limit=limit, **asked)
+            who, name, turn, asked = under_way.pop()
+            answer = exchange(state, name, turn=turn, now=now, limit=limit, **asked)
             if answer is not None and turn == turns[who] and rng.random() < 0.8:
-                held[who], until[who] = answer, state.holders[str(who)][1] if answer else now
+                held[who], until[who] = answer, state.holders[name][1] if answer else now
         assert sum(held[who] for who in held if until[who] > now) <= limit
         assert rules.free(state, now, limit) >= 0

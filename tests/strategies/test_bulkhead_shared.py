@@ -1,5 +1,6 @@
 """A bulkhead on a store in memory, with a clock by hand: two handles stand for two processes."""
 
+import os
 import threading
 import time
 import uuid
@@ -236,6 +237,51 @@ def test_garbage_under_its_key_is_replaced(crowd, garbage):
     one, two = crowd(2)
     link_of(two).store.transact("bulkhead/api", lambda old, now: (garbage, None))
     assert entered(one, 4) + entered(two, 4) == 5
+
+
+def test_an_answer_that_comes_after_another_change_was_asked_for_changes_nothing(crowd):
+    (one,) = crowd(1)
+    assert entered(one, 2) == 2
+    settled(one)
+    slots = one.shared
+    with one._changed:
+        held, turn = slots.held, slots._turn
+        slots._order_held(held)
+    slots._learn(turn, (held + 3, slots._until + 60.0, slots._known))
+    assert slots.held == held
+
+
+def test_what_was_asked_for_before_the_slots_were_lost_changes_nothing_afterwards(crowd, clock):
+    late, heir = crowd(2)
+    link_of(late)._keep_at = float("inf")  # its clerk does not come to renew
+    assert entered(late, 2) == 2
+    settled(late)
+    with late._changed:
+        _, change = late.shared._order_held(late.shared.held)  # under way for long: its process was stopped
+        late.shared._asked_at = float("-inf")
+    clock.advance(LEASE + 0.1)
+    with late._changed:
+        order = late.shared._order_held(late.shared.held)
+    late.shared.hand_in(order)
+    settled(late)
+    link_of(late).store.transact("bulkhead/api", change)
+    assert len(link_of(late).store.read("bulkhead/api")["holders"]) == 2  # what comes late is another's, and ends
+    assert entered(heir, 9) <= 5 - late.in_flight
+
+
+def test_the_child_of_a_fork_has_leased_nothing(crowd):
+    (one,) = crowd(1)
+    assert entered(one, 2) == 2
+    settled(one)
+    slots, who = one.shared, one.shared._who
+    assert slots.held >= 2
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if slots.held == 0 and not slots._is_joined and slots._who != who else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 40])

@@ -16,6 +16,7 @@ from resilience import (
     RateLimiter,
     Timeout,
     current,
+    deadline,
 )
 
 
@@ -77,3 +78,14 @@ def test_a_ctrl_c_at_any_point_of_a_call_leaves_nothing_taken(make):
                 break
     assert number > 3
     print(f"{make.__name__}: {number - 1} points")
+
+
+def test_a_ctrl_c_on_the_way_into_a_deadline_leaves_none_in_force():
+    for number in itertools.count(1):
+        block = deadline(60.0)
+        was_interrupted = interrupted_at(number, block.__enter__)
+        if not was_interrupted:
+            break
+        assert current() is None, number
+    block.__exit__(None, None, None)
+    assert number > 2
