@@ -9,7 +9,7 @@ import pytest
 import resilience
 from resilience import ErrorRecoveryManager
 from resilience.core.errors import ConfigError, DeadlineExceeded, OperationCancelled, ShutdownInProgress
-from resilience.testing import Gate, ManualClock
+from resilience.testing import Gate, ManualClock, eventually
 from resilience.timeouts import TimeoutManager
 
 DEFAULTS = {"api_call": 10.0, "database_query": 5.0, "redis_operation": 2.0, "concurrent_op": 15.0,
@@ -34,15 +34,6 @@ class Caller(threading.Thread):
         self.join(30)
         assert not self.is_alive()
         return self.outcome
-
-
-def until(condition):
-    event = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        event.wait(0.01)
-    raise AssertionError("never came true")
 
 
 @pytest.fixture
@@ -221,7 +212,7 @@ def test_where_it_runs_is_up_to_the_isolation(timeouts):
 def test_a_call_that_hangs_ends_for_its_caller(timeouts, clock, gate):
     caller = Caller(timeouts.execute_with_timeout, "health_check", "x", gate)
     assert gate.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     error = caller.end()
     assert isinstance(error, DeadlineExceeded)
     assert (error.name, error.timeout, error.phase, error.reclaimed) == ("health_check", 3.0, "running", False)
@@ -234,7 +225,7 @@ def test_hung_calls_of_one_kind_are_bounded(timeouts, clock, gate):
         inside = gate.inside
         caller = Caller(timeouts.execute_with_timeout, "health_check", None, gate)
         assert gate.arrived(inside + 1)
-        until(lambda caller=caller: clock.advance(1.0) or not caller.is_alive())
+        eventually(lambda caller=caller: clock.advance(1.0) or not caller.is_alive())
     with pytest.raises(resilience.WorkersExhausted) as caught:
         timeouts.execute_with_timeout("health_check", None, gate)
     assert (caught.value.name, caught.value.abandoned) == ("health_check", 8)
@@ -384,7 +375,7 @@ def test_shutdown_with_grace_lets_running_operations_end(timeouts, gate):
     caller = Caller(timeouts.execute_with_timeout, "backfill", "x", gate)
     assert gate.arrived()
     closing = Caller(timeouts.shutdown, 30.0)
-    until(lambda: timeouts.closed)
+    eventually(lambda: timeouts.closed)
     assert closing.is_alive()
     gate.open()
     assert caller.end() == "late"

@@ -1,14 +1,13 @@
 """Supervised workers under a manual clock: intervals, stops, restarts, one instance each, and their health."""
 
 import threading
-import time
 
 import pytest
 
 import resilience
 from resilience import ConfigError, ErrorRecoveryManager, RetryPolicy, ShutdownInProgress, WorkerGroup
 from resilience.core import lifecycle
-from resilience.testing import ManualClock
+from resilience.testing import ManualClock, eventually
 
 
 @pytest.fixture
@@ -29,14 +28,6 @@ def group(manager):
     made.stop()
 
 
-def until(condition, what="it"):
-    """Waits for another thread to come to something."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, f"{what} never came"
-        threading.Event().wait(0.001)
-
-
 class Source:
     """Something to collect from: counts its calls and fails while it is down."""
 
@@ -51,7 +42,7 @@ class Source:
 
 
 def settled(group, name, runs):
-    until(lambda: group.status()[name]["runs"] == runs, f"run {runs} of {name}")
+    eventually(lambda: group.status()[name]["runs"] == runs)
     return group.status()[name]
 
 
@@ -83,16 +74,16 @@ def test_it_gets_slower_is_stopped_restarts_and_recovers(group, manager, clock):
         assert source.calls == run
         clock.advance(0.5)
     seen = settled(group, "kraken", 4)
-    until(lambda: not group.is_healthy())
+    eventually(lambda: not group.is_healthy())
     assert (seen["state"], seen["is_running"], seen["last_error"]) == ("stopped", False, "ConnectionError: down")
-    until(lambda: manager.monitor.report()["workers"]["kraken"]["is_running"] is False)
+    eventually(lambda: manager.monitor.report()["workers"]["kraken"]["is_running"] is False)
     assert manager.monitor.report()["workers"]["kraken"]["error_count"] == 4
     source.down = False
     clock.advance(60.0)
     seen = settled(group, "kraken", 5)
     assert (seen["state"], seen["error_count"], seen["interval"], seen["restarts"]) == ("running", 0, 10.0, 1)
     assert group.is_healthy()
-    until(lambda: manager.monitor.is_healthy())
+    eventually(lambda: manager.monitor.is_healthy())
     manager.events.flush(10)
     kinds = [(event.kind, event.name) for event in heard]
     assert kinds == [("worker_started", "kraken"), ("worker_lost", "kraken"), ("worker_started", "kraken")]
@@ -106,8 +97,8 @@ def test_a_worker_that_keeps_dying_is_given_up_and_can_be_brought_back(group, cl
     for run in (1, 2, 3):
         settled(group, "dead", run)
         clock.advance(5.0)
-    until(lambda: group.status()["dead"]["state"] == "given_up")
-    until(lambda: not group._workers["dead"].is_alive)
+    eventually(lambda: group.status()["dead"]["state"] == "given_up")
+    eventually(lambda: not group._workers["dead"].is_alive)
     clock.advance(1000.0)
     assert source.calls == 3
     source.down = False
@@ -124,7 +115,7 @@ def test_a_crash_stops_the_worker_not_the_program(group, clock):
 
     group.add("crash", crash, 1.0, restart_after=None)
     group.start()
-    until(lambda: group.status()["crash"]["state"] == "given_up")
+    eventually(lambda: group.status()["crash"]["state"] == "given_up")
     assert group.status()["crash"]["last_error"].startswith("SystemExit")
     assert crashed == [1]
 
@@ -134,7 +125,7 @@ def test_a_restart_comes_at_once_where_it_is_asked_for(group, clock):
     group.add("slow", source, 1.0, max_errors=1, restart_after=1000.0)
     group.start()
     settled(group, "slow", 1)
-    until(lambda: group.status()["slow"]["state"] == "stopped")
+    eventually(lambda: group.status()["slow"]["state"] == "stopped")
     source.down = False
     assert group.restart("slow")
     assert settled(group, "slow", 2)["state"] == "running"
@@ -157,9 +148,9 @@ def test_there_is_never_a_second_instance(group):
     group.cancel("hangs")
     assert not group.restart("hangs")
     release.set()
-    until(lambda: not group._workers["hangs"].is_alive)
+    eventually(lambda: not group._workers["hangs"].is_alive)
     assert group.restart("hangs")
-    until(lambda: len(most) == 2)
+    eventually(lambda: len(most) == 2)
     assert most == [1, 1]
     with pytest.raises(ConfigError, match="hangs"):
         group.add("hangs", hangs, 1.0)
@@ -195,7 +186,7 @@ def test_one_that_does_not_end_is_named(manager):
     assert entered.wait(20)
     assert group.stop(timeout=0.01) == ["hangs"]
     release.set()
-    until(lambda: not group._workers["hangs"].is_alive)
+    eventually(lambda: not group._workers["hangs"].is_alive)
 
 
 def test_closing_the_manager_ends_its_groups(clock):
@@ -218,7 +209,7 @@ def test_a_shutdown_of_the_process_ends_them(group):
     settled(group, "one", 1)
     try:
         lifecycle.begin_shutdown()
-        until(lambda: not group._workers["one"].is_alive)
+        eventually(lambda: not group._workers["one"].is_alive)
     finally:
         lifecycle.reset_after_shutdown()
 
@@ -230,7 +221,7 @@ def test_half_of_them_running_is_healthy_and_none_is_not(group, clock):
     assert not group.is_healthy()
     group.start()
     settled(group, "up", 1)
-    until(lambda: group.status()["down"]["state"] == "given_up")
+    eventually(lambda: group.status()["down"]["state"] == "given_up")
     assert group.is_healthy()
     assert not group.is_healthy(min_ratio=0.51)
     group.cancel("up")
@@ -253,7 +244,7 @@ def test_other_runs_are_counted_under_the_name_of_the_worker(group, manager):
     group.add("b", Source(down=True), 60.0)
     group.start()
     settled(group, "b", 1)
-    until(lambda: manager.monitor.operations().get("b", {}).get("failures") == 1)
+    eventually(lambda: manager.monitor.operations().get("b", {}).get("failures") == 1)
     assert len(manager.errors) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .clock import ManualClock
-    from .doubles import EventLog, Flaky, Gate
+    from .doubles import EventLog, Flaky, Gate, eventually
     from .fault_proxy import FaultProxy
     from .fault_server import BlackHole, Connection, DeadPort, FaultServer, Request
     from .servers import Postgres, Valkey
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "clock": ("ManualClock",),
-    "doubles": ("EventLog", "Flaky", "Gate"),
+    "doubles": ("EventLog", "Flaky", "Gate", "eventually"),
     "fault_proxy": ("FaultProxy",),
     "fault_server": ("BlackHole", "Connection", "DeadPort", "FaultServer", "Request"),
     "servers": ("Postgres", "Valkey"),
@@ -21,7 +21,7 @@ _HOME = {
 }
 __all__ = [
     "BlackHole", "Connection", "DeadPort", "EventLog", "FaultProxy", "FaultServer", "Flaky", "Gate", "ManualClock",
-    "Postgres", "Request", "StoreContract", "Valkey",
+    "Postgres", "Request", "StoreContract", "Valkey", "eventually",
 ]  # fmt: skip
 
 

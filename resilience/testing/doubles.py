@@ -1,4 +1,4 @@
-"""Stand-ins for tests: a function that fails as told, a gate that holds calls, a log of events."""
+"""Stand-ins for tests: a function that fails as told, a gate that holds calls, a log of events; and a patient look."""
 
 from __future__ import annotations
 
@@ -8,10 +8,32 @@ from ..core.clock import SYSTEM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     from ..core.events import Event
+
+    T = TypeVar("T")
+
+LOOK_EVERY = 0.002  # seconds
+
+
+def eventually(condition: Callable[[], T], within: float = 60.0) -> T:
+    """Waits until `condition()` is true, and gives what it answered: for what another thread or process is to do.
+
+    Looks every 2 ms of real time; raises `AssertionError` that names the condition after `within` real seconds.
+    """
+    end = SYSTEM.monotonic() + within
+    while not (answer := condition()):
+        if SYSTEM.monotonic() > end:
+            raise AssertionError(f"not true within {within:g} s: {_named(condition)}")
+        SYSTEM.sleep(LOOK_EVERY)
+    return answer
+
+
+def _named(condition: object) -> str:
+    code = getattr(condition, "__code__", None)
+    return f"{condition!r} of {code.co_filename}:{code.co_firstlineno}" if code else repr(condition)
 
 
 class Flaky:
@@ -101,4 +123,4 @@ class EventLog:
         return [event for event in self.events if event.kind == kind]
 
 
-__all__ = ["EventLog", "Flaky", "Gate"]
+__all__ = ["EventLog", "Flaky", "Gate", "eventually"]

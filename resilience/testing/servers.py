@@ -66,9 +66,7 @@ class _Child:
         """A process of the command, in a session of its own."""
         head = (sys.executable, "-I", "-S", "-c", LAUNCHER, os.getpid(), self.death, self.uid, self.gid)
         words = [str(word) for word in (*head, *command)]
-        return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, cwd=self.folder, start_new_session=True, **options
-        )
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=self.folder, start_new_session=True, **options)
 
     def start(self, command_for_port: Callable[[int], Sequence[object]]) -> None:
         """Runs the server until it accepts connections; another port is tried if somebody took this one meanwhile."""

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from resilience_cli import exits
 from resilience_cli.main import run
 
 from resilience import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, open_store
-from resilience.testing import DeadPort
+from resilience.testing import DeadPort, eventually
 
 
 @pytest.fixture
@@ -30,30 +29,23 @@ def failing():
     raise ConnectionError("refused")
 
 
-def wait_for(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.005)
-
-
 def test_an_order_reaches_a_running_breaker_and_so_does_its_end(url, capsys):
     with open_store(url) as store:
         breaker = CircuitBreaker("backup", store=store)
         assert breaker.call(lambda: 1) == 1
         assert run(["breakers", "trip", "backup", "--reason", "maintenance"]) == 0
-        wait_for(lambda: str(breaker.state) == "forced_open")
+        eventually(lambda: str(breaker.state) == "forced_open")
         with pytest.raises(CircuitOpenError):
             breaker.call(lambda: 1)
         assert breaker.stats.reason == "maintenance"
         assert run(["breakers", "check", "backup"]) == exits.NO
         assert run(["breakers", "reset", "backup"]) == 0
-        wait_for(lambda: str(breaker.state) == "closed")
+        eventually(lambda: str(breaker.state) == "closed")
         assert breaker.call(lambda: 2) == 2
         assert run(["breakers", "check", "backup"]) == 0
         for verb, state in (("disable", "disabled"), ("metrics-only", "metrics_only")):
             assert run(["breakers", verb, "backup"]) == 0
-            wait_for(lambda state=state: str(breaker.state) == state)
+            eventually(lambda state=state: str(breaker.state) == state)
         assert [event["new"] for event in shown(capsys, "events", "backup")[1]] == [
             "forced_open", "closed", "disabled", "metrics_only",
         ]  # fmt: skip

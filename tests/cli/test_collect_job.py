@@ -8,7 +8,7 @@ from resilience_cli.collect.job import Job, Options
 from resilience_cli.collect.journal import Past
 from resilience_cli.collect.tasks import Final, Task
 
-from resilience.testing import Gate
+from resilience.testing import Gate, eventually
 
 
 class GatedJournal:
@@ -29,12 +29,6 @@ class GatedJournal:
         pass
 
 
-def until(condition):
-    """Whether it comes true within some real seconds."""
-    pause = threading.Event()
-    return any(condition() or pause.wait(0.001) for _ in range(30_000))
-
-
 def job_of(journal, *urls):
     listing = read_items([url.encode() for url in urls], "urls.txt")
     job = Job(listing, Options(), Past(), journal, lambda: None)
@@ -51,7 +45,7 @@ def test_an_item_whose_end_is_just_being_kept_is_done_when_the_run_has_closed(mo
     assert journal.gate.arrived()
     closing = threading.Thread(target=lambda: seen.append((job._close(), job.tally.ok)))
     closing.start()
-    assert until(lambda: job._is_closed)
+    assert eventually(lambda: job._is_closed)
     journal.gate.open()
     closing.join(30)
     keeping.join(30)

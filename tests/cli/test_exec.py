@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from resilience_cli import exits
+
+from resilience.testing import eventually
 
 EXEC = [sys.executable, "-m", "resilience_cli", "exec"]
 
@@ -33,13 +34,6 @@ def start(tmp_path, *arguments):
 
 def shell(script):
     return ("--", "sh", "-c", script)
-
-
-def wait_for(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.01)
 
 
 def is_gone(pid):
@@ -142,7 +136,7 @@ def test_eight_runs_at_once_are_all_counted(tmp_path):
 def test_a_lock_keeps_a_second_run_out_and_is_free_afterwards(run, tmp_path):
     first = start(tmp_path, "--lock", "job", *shell("echo $$ > started; read wait < fifo"))
     os.mkfifo(tmp_path / "fifo")
-    wait_for(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text().strip())
+    eventually(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text().strip())
     second = run("--lock", "job", "--", "true")
     assert second.returncode == exits.TRANSIENT
     assert f"held by process {first.pid}" in second.stderr
@@ -173,7 +167,7 @@ TREE = 'trap "" TERM; setsid sh -c "echo \\$\\$ > away; exec sleep 300" & echo $
 
 
 def tree_pids(tmp_path):
-    wait_for(
+    eventually(
         lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text().strip() for name in ("away", "top"))
     )
     return [int((tmp_path / name).read_text()) for name in ("away", "top")]
@@ -184,7 +178,7 @@ def test_at_its_time_limit_the_whole_tree_is_ended(run, tmp_path):
     assert done.returncode == exits.TIMED_OUT
     assert "timed out" in done.stderr
     for pid in tree_pids(tmp_path):
-        wait_for(lambda pid=pid: is_gone(pid))
+        eventually(lambda pid=pid: is_gone(pid))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, exits.TERMINATED), (signal.SIGINT, exits.INTERRUPTED)])
@@ -195,4 +189,4 @@ def test_a_signal_ends_the_tree_too(tmp_path, number, code):
     process.communicate(timeout=60)
     assert process.returncode == code
     for pid in pids:
-        wait_for(lambda pid=pid: is_gone(pid))
+        eventually(lambda pid=pid: is_gone(pid))

@@ -20,7 +20,7 @@ from resilience.integrations.psycopg2 import ResilientPool
 from resilience.integrations.redis import resilient_redis
 from resilience.integrations.requests import DeadlineAdapter, resilient_session
 from resilience.integrations.subprocess import run
-from resilience.testing import DeadPort, FaultServer, Gate
+from resilience.testing import DeadPort, FaultServer, Gate, eventually
 from resilience.workers.ledger import LEDGER
 
 ONCE = RetryPolicy(max_retries=0)
@@ -204,7 +204,7 @@ def test_a_command_is_registered_while_it_runs(manager):
     seen = []
 
     def look():
-        until(lambda: alive(manager, "child", "sleepy"))
+        eventually(lambda: alive(manager, "child", "sleepy"))
         seen.append(manager.status()["resources"]["process"]["current_active"])
         context.cancel("seen")
 
@@ -221,12 +221,6 @@ def test_a_command_is_registered_while_it_runs(manager):
         run(["true"], manager=manager)
 
 
-def until(condition):
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.001)
-
-
 def test_an_abandoned_thread_is_counted_apart_until_it_ends(manager):
     gate = Gate()
     manager.register_timeout("ledger", 0.05)
@@ -240,7 +234,7 @@ def test_an_abandoned_thread_is_counted_apart_until_it_ends(manager):
     assert (told["abandoned"], told["alive"].get("thread", {}).get("ledger", 0)) == ({"ledger": 1}, 0)
     assert (thread["current_active"], thread["abandoned"]) == (1, 1)
     gate.open()
-    until(lambda: manager.status()["resources"]["thread"]["current_active"] == 0)
+    eventually(lambda: manager.status()["resources"]["thread"]["current_active"] == 0)
     assert manager.status()["abandoned"] == {}
     assert manager.status()["resources"]["thread"]["abandoned"] == 0
 

@@ -267,7 +267,7 @@ def test_a_run_that_fails_leaves_the_time_of_the_last_success(tmp_path):
 
 def test_a_textfile_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, manager):
     path = tmp_path / "job.prom"
-    path.write_text("resilience_retries_total{name=\"x\"} 7\nnot a line\n# noise\n")
+    path.write_text('resilience_retries_total{name="x"} 7\nnot a line\n# noise\n')
 
     def full(fd):
         raise OSError(28, "No space left on device")

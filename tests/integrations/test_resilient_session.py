@@ -136,9 +136,7 @@ def test_a_post_that_was_not_sent_is_repeated(session, manager):
     assert len(history(caught.value)) == 4
 
 
-@pytest.mark.parametrize(
-    ("path", "phase"), [("/reset", "sent"), ("/reset-body", "partial"), ("/short", "partial")]
-)
+@pytest.mark.parametrize(("path", "phase"), [("/reset", "sent"), ("/reset-body", "partial"), ("/short", "partial")])
 def test_a_post_whose_answer_was_lost_happens_once_and_is_called_unknown(server, session, path, phase):
     with pytest.raises(OutcomeUnknown) as caught:
         session.post(server.url + path, data=b"x")

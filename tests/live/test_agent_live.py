@@ -14,6 +14,8 @@ import time
 
 import pytest
 
+from resilience.testing import eventually
+
 # blocked in a C call that releases the GIL, in the main thread, as a named operation
 BLOCKED = """
 import os, threading
@@ -48,13 +50,6 @@ print("ready", flush=True)
 sys.stdin.read()
 manager.close()
 """
-
-
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not (answer := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return answer
 
 
 def test_top_shows_the_operation_that_a_blocked_main_thread_is_stuck_in(home):
@@ -230,7 +225,7 @@ def test_a_forked_child_has_an_agent_of_its_own(home):
         told = json.loads(done.stdout)
         return told if told["operations"] else None
 
-    told = until(seen)
+    told = eventually(seen)
     assert told["pid"] == child
     assert told["operations"][0]["operation"] == "in_child"
     assert home.top(process)["operations"] == []
@@ -424,7 +419,7 @@ def test_a_collection_shows_its_requests_by_itself(home):
             told = json.loads(done.stdout) if done.returncode == 0 else {}
             return told if told.get("operations") else None
 
-        seen = until(under_way)
+        seen = eventually(under_way)
         (operation,) = [entry for entry in seen["operations"] if entry["operation"] == host]
         assert operation["age"] > 0
         assert 0 < operation["time_left"] < 60

@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 from resilience_cli.collect.journal import read_records
 
+from resilience.testing import eventually
 from resilience.testing.fault_server import DeadPort, FaultServer
 
 COMMAND = [sys.executable, "-m", "resilience_cli", "collect"]
@@ -53,13 +54,6 @@ def desk(tmp_path):
     ours = ("CIRCUIT_", "RETRY_", "RESILIENCE_", "XDG_", "API_CALL")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return Desk(tmp_path, {**environment, "HOME": str(tmp_path / "home")})
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -223,7 +217,7 @@ def test_a_retry_after_holds_for_the_run_that_resumes(desk):
     with FaultServer() as server:
         desk.write([f"{server.url}/limited?after=3"])
         run = desk.begin()
-        until(lambda: desk.journal.exists() and b'"pause"' in desk.journal.read_bytes())
+        eventually(lambda: desk.journal.exists() and b'"pause"' in desk.journal.read_bytes())
         run.kill()
         run.communicate()
         again = desk.collect("--resume")
@@ -245,7 +239,7 @@ def test_sigterm_ends_a_run_whose_shell_ignores_sigint(desk):
     with FaultServer() as server:
         desk.write([f"{server.url}/limited?after=200", f"{server.url}/silent"])
         run = desk.begin("--timeout", "100s", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-        until(lambda: len(server.requests) == 2)
+        eventually(lambda: len(server.requests) == 2)
         time.sleep(0.3)
         run.send_signal(signal.SIGINT)
         time.sleep(0.3)

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 import pytest
 from resilience_cli.collect.journal import read_records
 
+from resilience.testing import eventually
 from resilience.testing.fault_server import BlackHole, FaultServer
 
 COMMAND = [sys.executable, "-m", "resilience_cli", "collect"]
@@ -47,13 +48,6 @@ def begin(*arguments, **more):
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
     )
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def reset(request, connection):
@@ -222,7 +216,7 @@ def test_a_post_that_was_under_way_at_kill_9_is_not_made_again(here):
     with FaultServer() as server:
         (here / "items.jsonl").write_text(json.dumps({"url": f"{server.url}/silent", "method": "POST"}) + "\n")
         run = begin("items.jsonl")
-        until(lambda: server.requests)
+        eventually(lambda: server.requests)
         run.kill()
         run.communicate()
         again = collect("items.jsonl", "--resume")
@@ -350,7 +344,7 @@ def test_a_signal_ends_the_run_at_once_and_it_can_be_resumed(here, number, code)
         urls = [f"{server.url}/ok?{n}" for n in range(40)] + [f"{server.url}/slow?seconds=1.2&n={n}" for n in range(8)]
         name = listed(here / "urls.txt", urls)
         run = begin(name, "--timeout", "20s")
-        until(lambda: len(server.requests) > 43)
+        eventually(lambda: len(server.requests) > 43)
         begun = time.monotonic()
         run.send_signal(number)
         _, talk = run.communicate(timeout=10)
@@ -371,7 +365,7 @@ def test_a_signal_ends_the_run_at_once_and_it_can_be_resumed(here, number, code)
 def test_a_signal_ends_a_long_wait_too(here):
     with FaultServer() as server:
         run = begin(listed(here / "urls.txt", [f"{server.url}/limited?after=200"]))
-        until(lambda: server.requests)
+        eventually(lambda: server.requests)
         time.sleep(0.3)
         begun = time.monotonic()
         run.send_signal(signal.SIGINT)
@@ -384,7 +378,7 @@ def test_a_reader_that_stops_reading_does_not_hold_the_end(here):
     with FaultServer() as server:
         name = listed(here / "urls.txt", [f"{server.url}/ok?{n}" for n in range(1500)])
         run = begin(name, "--nl")
-        until(lambda: len(server.requests) > 250)
+        eventually(lambda: len(server.requests) > 250)
         time.sleep(1.0)  # standard output is full by now
         begun = time.monotonic()
         run.send_signal(signal.SIGTERM)
@@ -403,7 +397,7 @@ def kill_at_random_and_resume(here, server, moments, rng):
         run = begin(name, "--workers", "4", "--bodies", "out")
         aim = rng.randrange(len(urls))
         base = len(server.requests)
-        until(lambda aim=aim, base=base: len(server.requests) >= base + aim)
+        eventually(lambda aim=aim, base=base: len(server.requests) >= base + aim)
         time.sleep(rng.random() * 0.01)
         run.kill()
         run.communicate()

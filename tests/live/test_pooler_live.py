@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from resilience import CircuitBreaker, CircuitBreakerConfig, StoreUnavailable, open_store
-from resilience.testing import Postgres, StoreContract
+from resilience.testing import Postgres, StoreContract, eventually
 
 PATIENCE = 30.0
 SIZE = 3  # connections in a pool
@@ -53,7 +53,7 @@ def pgbouncer(server, mode):
         os.chmod(settings.name, 0o644)
         with subprocess.Popen([program, "-q", *user, settings.name]) as process:
             try:
-                until(lambda: process.poll() is not None or answers(URL.format(port)))
+                eventually(lambda: process.poll() is not None or answers(URL.format(port)))
                 yield URL.format(port)
             finally:
                 process.kill()
@@ -132,13 +132,6 @@ def answer(stream):
     return messages, messages[-1][-1:]
 
 
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def database():
     try:
@@ -193,9 +186,9 @@ def test_an_opening_is_heard_and_no_borrowed_connection_is_left_listening(pooled
         for _ in range(2):
             with pytest.raises(ConnectionError):
                 mine.call(failing)
-        until(lambda: str(theirs.state) == str(third.state) == "open")
+        eventually(lambda: str(theirs.state) == str(third.state) == "open")
         third.reset()
-        until(lambda: str(theirs.state) == str(mine.state) == "closed")
+        eventually(lambda: str(theirs.state) == str(mine.state) == "closed")
         assert {row for _ in range(20) for row in ask(pooled_url, "SELECT pg_listening_channels()")} == set()
 
 
@@ -204,7 +197,7 @@ def test_a_pool_that_is_used_up_is_a_store_that_is_away(database):
         name = uuid.uuid4().hex
         breaker = CircuitBreaker(name, CircuitBreakerConfig(failure_threshold=2, timeout=600.0), store=store)
         assert breaker.call(lambda: 1) == 1
-        until(lambda: store.link.state == "ready")
+        eventually(lambda: store.link.state == "ready")
         held = [psycopg2.connect(pooler.url) for _ in range(SIZE)]
         try:
             for connection in held:
@@ -215,12 +208,12 @@ def test_a_pool_that_is_used_up_is_a_store_that_is_away(database):
                     breaker.call(failing)
             assert time.monotonic() - began < 1.0
             assert str(breaker.state) == "open"
-            until(lambda: store.link.state == "away")
+            eventually(lambda: store.link.state == "away")
         finally:
             for connection in held:
                 connection.close()
         with open_store(database.dsn) as direct:
-            until(lambda: (direct.read(f"breaker/{name}") or {}).get("mode") == "open")
+            eventually(lambda: (direct.read(f"breaker/{name}") or {}).get("mode") == "open")
 
 
 @pytest.mark.slow

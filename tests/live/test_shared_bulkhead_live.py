@@ -11,6 +11,7 @@ import uuid
 import pytest
 
 from resilience.strategies.bulkhead_shared import LEASE
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 PATIENCE = 30.0
@@ -119,13 +120,6 @@ def workers(url):
         worker.close()
 
 
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.02)
-
-
 def most_at_once(bodies):
     """How many bodies ran at the same time, at most; the clock is the machine's."""
     now = most = 0
@@ -149,7 +143,7 @@ def test_never_more_than_five_of_sixty_four_threads_are_inside(workers, waiting)
         if not lost:
             break
         print(f"seen: {lost} processes had no answer from their store for a second: that run says nothing")
-        until(lambda: all(worker.do("bulkhead.shared._is_joined") for worker in crowd))
+        eventually(lambda: all(worker.do("bulkhead.shared._is_joined") for worker in crowd))
     assert not lost
     assert 2 <= together <= 5
     if waiting:
@@ -188,12 +182,12 @@ def test_a_stopped_process_has_lost_its_slots_and_starts_nothing_on_them(workers
     stopped, heir = workers(2, max_concurrent=3)
     assert stopped.do("take(2)") == 2
     stopped.process.send_signal(signal.SIGSTOP)
-    until(lambda: heir.do("take(3), bulkhead.in_flight")[1] == 3)
+    eventually(lambda: heir.do("take(3), bulkhead.in_flight")[1] == 3)
     stopped.process.send_signal(signal.SIGCONT)
     assert stopped.do("[bulkhead.release(), take(1)][1]") == 0
     assert stopped.do("[bulkhead.release(), time.sleep(0.2), take(3)][2]") == 0
     assert heir.do("[bulkhead.release() for _ in range(3)]") == [None] * 3
-    until(lambda: stopped.do("take(3), bulkhead.in_flight")[1] == 3)
+    eventually(lambda: stopped.do("take(3), bulkhead.in_flight")[1] == 3)
 
 
 def test_a_forked_child_leases_slots_of_its_own(workers):
@@ -210,5 +204,5 @@ def test_a_process_that_ends_leaves_nothing_leased(workers):
     leaving.process.stdin.close()
     assert leaving.process.wait(PATIENCE) == 0
     began = time.monotonic()
-    until(lambda: heir.do("take(4), bulkhead.in_flight")[1] == 4)
+    eventually(lambda: heir.do("take(4), bulkhead.in_flight")[1] == 4)
     assert time.monotonic() - began < LEASE - 1.0

@@ -14,6 +14,7 @@ import pytest
 from resilience import CircuitBreaker, CircuitBreakerConfig, StoreUnavailable, open_store
 from resilience.stores import file
 from resilience.stores.link import link_to
+from resilience.testing import eventually
 
 PATIENCE = 30.0
 HOLDER = """
@@ -28,13 +29,6 @@ sys.stdin.read()
 def count(old, now):
     number = (old or {"n": 0})["n"] + 1
     return {"n": number}, number
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def in_a_child(work):
@@ -108,7 +102,7 @@ def test_a_child_leaves_alone_a_file_that_was_in_use_while_it_was_forked(tmp_pat
         thread = threading.Thread(target=lambda: answers.append(store.transact("key", count, within=PATIENCE)))
         with held(path):
             thread.start()
-            until(store._lock.locked)
+            eventually(store._lock.locked)
             assert in_a_child(child) == 0
             assert answers == []
         thread.join()
@@ -150,11 +144,11 @@ def test_a_childs_child_is_told_once_of_each_change(tmp_path):
 
     def generation(number):
         link.start()
-        until(lambda: link._joined)
+        eventually(lambda: link._joined)
         member.heard.clear()
         with open_store(url) as other:
             other.transact("x/1", count)
-        until(lambda: member.heard)
+        eventually(lambda: member.heard)
         time.sleep(0.1)
         assert member.heard == [{"n": number}]
         if number < 3:
@@ -185,10 +179,10 @@ def test_news_of_a_file_made_anew_are_heard_also_after_the_clock_was_put_back(tm
             ahead.setattr(file.SYSTEM, "time", lambda: time.time() + 3600.0, raising=False)
             other.transact(key, count)
             other.transact(lost, count)
-        until(lambda: heard[-1:] == [(lost, {"n": 1})])
+        eventually(lambda: heard[-1:] == [(lost, {"n": 1})])
         for name in os.listdir(tmp_path):
             Path(tmp_path, name).unlink()
         with open_store(url) as fresh:
             fresh.transact(key, lambda old, now: ({"n": 10}, None))
-            until(lambda: (key, {"n": 10}) in heard)
-        until(lambda: heard[-1:] == [(lost, None)])
+            eventually(lambda: (key, {"n": 10}) in heard)
+        eventually(lambda: heard[-1:] == [(lost, None)])

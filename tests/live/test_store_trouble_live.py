@@ -23,6 +23,7 @@ from resilience import (
     open_store,
 )
 from resilience.stores.redis import STATE
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 PATIENCE = 30.0
@@ -31,13 +32,6 @@ LONGEST = 0.5  # seconds: ten times what a call may wait for a store, once
 
 def failing():
     raise ConnectionError("refused")
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.005)
 
 
 class File:
@@ -160,7 +154,7 @@ class Load:
 
 
 def ready(store):
-    until(lambda: store.link is not None and store.link.state == "ready" and store.link._epoch is not None)
+    eventually(lambda: store.link is not None and store.link.state == "ready" and store.link._epoch is not None)
 
 
 def test_while_the_store_hangs_local_state_decides_and_the_opening_is_shared_afterwards(place, name, caplog):
@@ -178,16 +172,16 @@ def test_while_the_store_hangs_local_state_decides_and_the_opening_is_shared_aft
         with caplog.at_level(logging.WARNING, "resilience.store"), place.away():
             load.call(failing, 2)
             load.call(lambda: 1, 200)
-            until(lambda: store.link.state == "away")
+            eventually(lambda: store.link.state == "away")
             load.call(failing, 3)
             assert str(mine.state) == "open"
             load.call(lambda: 1, 200)
-        until(lambda: str(theirs.state) == "open")
-        until(lambda: store.link.state == "ready")
-        until(lambda: other.link.state == "ready")
+        eventually(lambda: str(theirs.state) == "open")
+        eventually(lambda: store.link.state == "ready")
+        eventually(lambda: other.link.state == "ready")
         assert load.slowest < LONGEST
         told = [record for record in caplog.records if record.name == "resilience.store"]
-        until(lambda: heard.count("store_restored") >= 1)
+        eventually(lambda: heard.count("store_restored") >= 1)
         events.flush(5.0)
         lost = heard.count("store_lost")  # more than one only where a busy machine makes it look away again
         assert len(told) <= 3 * 2 * lost  # by two stores, three an outage at most
@@ -229,12 +223,12 @@ def test_no_call_of_a_shared_bulkhead_with_room_notices_a_store_that_hangs_and_c
         bulkhead = Bulkhead(name, 40, store=store)
         with Traffic(bulkhead) as traffic:
             ready(store)
-            until(lambda: len(traffic.calls) > 200)
+            eventually(lambda: len(traffic.calls) > 200)
             with place.away():
-                until(lambda: store.link.state == "away")
+                eventually(lambda: store.link.state == "away")
                 so_far = len(traffic.calls)
-                until(lambda: len(traffic.calls) > so_far + 200)
-            until(lambda: store.link.state == "ready")
+                eventually(lambda: len(traffic.calls) > so_far + 200)
+            eventually(lambda: store.link.state == "ready")
             slowest = max(traffic.took)
             place.empty()
 
@@ -242,9 +236,9 @@ def test_no_call_of_a_shared_bulkhead_with_room_notices_a_store_that_hangs_and_c
                 with open_store(place.url) as fresh:
                     return (fresh.read(f"bulkhead/{name}") or {}).get("holders")
 
-            until(is_back)
+            eventually(is_back)
             so_far = len(traffic.calls)
-            until(lambda: len(traffic.calls) > so_far + 200)
+            eventually(lambda: len(traffic.calls) > so_far + 200)
         assert traffic.refused == []
         assert slowest < LONGEST
 
@@ -258,7 +252,7 @@ def test_an_emptied_store_is_written_again(place, name):
         load = Load(breaker)
         load.call(failing, 2)
         ready(store)
-        until(lambda: store.read(f"breaker/{name}-healthy"))
+        eventually(lambda: store.read(f"breaker/{name}-healthy"))
         began = time.monotonic()
         place.empty()
 
@@ -267,7 +261,7 @@ def test_an_emptied_store_is_written_again(place, name):
                 doc = fresh.read(f"breaker/{name}")
                 return doc is not None and doc["mode"] == "open" and fresh.read(f"breaker/{name}-healthy")
 
-        until(is_back)
+        eventually(is_back)
         assert time.monotonic() - began < 20  # goal: 2 s
         assert str(breaker.state) == "open"
         load.call(lambda: 1, 10)
@@ -288,7 +282,7 @@ def test_a_killed_server_is_found_again_empty(own_valkey, name):
         assert str(breaker.state) == "open"
         own_valkey.restart()
         with open_store(place.url) as fresh:
-            until(lambda: (fresh.read(f"breaker/{name}") or {}).get("mode") == "open")
+            eventually(lambda: (fresh.read(f"breaker/{name}") or {}).get("mode") == "open")
         assert load.slowest < LONGEST
 
 
@@ -302,7 +296,7 @@ def test_a_database_that_restarts_is_found_again(own_postgres, name):
         load = Load(breaker)
         load.call(failing, 2)
         assert str(breaker.state) == "open"
-        until(lambda: str(theirs.state) == "open")
+        eventually(lambda: str(theirs.state) == "open")
         assert load.slowest < LONGEST
 
 
@@ -317,12 +311,12 @@ def test_garbage_under_a_key_is_replaced(own_valkey, name):
             load = Load(breaker)
             load.call(failing, 2)
             load.call(lambda: 1, 5)
-            until(lambda: str(breaker.state) == "open")
+            eventually(lambda: str(breaker.state) == "open")
             breaker.reset()
         place.command("DEL", STATE)
         place.command("SET", STATE, "a text")
         Load(breaker).call(failing, 2)
-        until(lambda: (store.read(f"breaker/{name}") or {}).get("mode") == "open")
+        eventually(lambda: (store.read(f"breaker/{name}") or {}).get("mode") == "open")
 
 
 @pytest.mark.parametrize("version", ["\u00b2", "\u0661", "9" * 40, "1" * 400, str(2**60), "-5", "nan"])
@@ -336,7 +330,7 @@ def test_a_version_that_is_none_is_replaced_and_the_next_change_is_heard(valkey_
         assert store.transact(name, lambda old, now: ({"n": 7}, old)) is None
         assert store.transact(name, lambda old, now: ({"n": 8}, old)) == {"n": 7}
         assert other.read(name) == {"n": 8}
-        until(lambda: heard[-1:] == [{"n": 8}])
+        eventually(lambda: heard[-1:] == [{"n": 8}])
 
 
 def test_a_file_of_garbage_leaves_local_state_and_few_warnings(tmp_path, name, caplog):
@@ -350,7 +344,7 @@ def test_a_file_of_garbage_leaves_local_state_and_few_warnings(tmp_path, name, c
         load.call(lambda: 1, 10)
         assert str(breaker.state) == "open"
         assert load.slowest < LONGEST
-        until(lambda: store.link.state == "away")
+        eventually(lambda: store.link.state == "away")
         time.sleep(1.5)
     assert 1 <= len([record for record in caplog.records if record.name == "resilience.store"]) <= 3
     assert len(path.read_bytes()) == 5000  # left alone
@@ -365,7 +359,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path, name):
     with open_store(f"file://{path}") as store:
         breaker = CircuitBreaker(name, store=store)
         assert breaker.call(lambda: 1) == 1
-        until(lambda: store.link.state == "away")
+        eventually(lambda: store.link.state == "away")
     connection = sqlite3.connect(path)
     assert [row[0] for row in connection.execute("SELECT name FROM sqlite_master")] == ["theirs"]
     connection.close()
@@ -439,4 +433,4 @@ def test_threads_under_load_are_not_held_up(place, name):
         for thread in threads:
             thread.join()
         assert max(load.slowest for load in loads) < LONGEST
-        until(lambda: store.link.state == "ready")
+        eventually(lambda: store.link.state == "ready")

@@ -20,6 +20,7 @@ from resilience import (
     StoreUnavailable,
     open_store,
 )
+from resilience.testing import eventually
 
 PATIENCE = 30.0
 OURS = ("resilience-store", "resilience-clerk", "resilience-account", "billing-1")
@@ -71,13 +72,6 @@ def before():
         gc.collect()
         time.sleep(0.01)
     return held()
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def refused():
@@ -171,7 +165,7 @@ def test_the_last_manager_on_a_url_closes_its_store(url, before):
     first.close()
     assert not store.closed
     mine.force_open("by hand")
-    until(lambda: str(theirs.state) == "forced_open")
+    eventually(lambda: str(theirs.state) == "forced_open")
     second.close()
     assert store.closed
     assert settles(before)
@@ -212,7 +206,7 @@ def test_a_store_given_by_a_url_stays_while_a_breaker_of_its_own_uses_it(url):
         store = breaker.store
         gone = weakref.ref(breaker)
         del breaker
-        until(lambda: gc.collect() >= 0 and gone() is None)
+        eventually(lambda: gc.collect() >= 0 and gone() is None)
     assert store.closed
 
 

@@ -1,13 +1,13 @@
 """Five collectors against local HTTP sources, one of which dies and returns, in real time."""
 
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
 
 from resilience import ErrorRecoveryManager, RetryPolicy, WorkerGroup
+from resilience.testing import eventually
 
 
 class Source:
@@ -47,13 +47,6 @@ def sources():
         source.close()
 
 
-def until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.01)
-
-
 def test_five_collectors_of_which_one_dies_and_returns(sources):
     heard = []
 
@@ -72,20 +65,20 @@ def test_five_collectors_of_which_one_dies_and_returns(sources):
             group.add(name, collector(source), 0.05, operation="market_data", max_errors=5, restart_after=0.3,
                       max_restarts=1000)  # fmt: skip
         with group:
-            until(lambda: all(source.asked >= 3 for source in sources.values()))
+            eventually(lambda: all(source.asked >= 3 for source in sources.values()))
             assert group.is_healthy(min_ratio=1.0)
             sources["kraken"].up = False
-            until(lambda: group.status()["kraken"]["interval"] == 0.1 or group.status()["kraken"]["restarts"])
-            until(lambda: group.status()["kraken"]["state"] == "stopped")
+            eventually(lambda: group.status()["kraken"]["interval"] == 0.1 or group.status()["kraken"]["restarts"])
+            eventually(lambda: group.status()["kraken"]["state"] == "stopped")
             assert group.is_healthy()
-            until(lambda: manager.monitor.report()["workers"]["kraken"]["is_running"] is False)
+            eventually(lambda: manager.monitor.report()["workers"]["kraken"]["is_running"] is False)
             assert manager.monitor.is_healthy()
             others = {name: source.asked for name, source in sources.items() if name != "kraken"}
-            until(lambda: all(sources[name].asked > asked for name, asked in others.items()))
+            eventually(lambda: all(sources[name].asked > asked for name, asked in others.items()))
             sources["kraken"].up = True
-            until(lambda: group.status()["kraken"]["error_count"] == 0 and group.status()["kraken"]["is_running"])
-            until(lambda: group.status()["kraken"]["interval"] == 0.05)
-            until(lambda: manager.monitor.report()["workers"]["kraken"]["is_running"])
+            eventually(lambda: group.status()["kraken"]["error_count"] == 0 and group.status()["kraken"]["is_running"])
+            eventually(lambda: group.status()["kraken"]["interval"] == 0.05)
+            eventually(lambda: manager.monitor.report()["workers"]["kraken"]["is_running"])
             seen = group.status()["kraken"]
         assert seen["restarts"] >= 1
         assert seen["failures"] >= 5

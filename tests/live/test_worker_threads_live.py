@@ -11,16 +11,9 @@ import pytest
 from resilience import ErrorRecoveryManager
 from resilience.core.errors import DeadlineExceeded, WorkersExhausted
 from resilience.strategies.timeout import Timeout
-from resilience.testing import Gate
+from resilience.testing import Gate, eventually
 from resilience.workers.ledger import LEDGER
 from resilience.workers.threads import ThreadWorkers
-
-
-def eventually(condition, timeout=30.0):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.01)
 
 
 def in_threads(count, work):

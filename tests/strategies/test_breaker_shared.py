@@ -13,7 +13,7 @@ from resilience.rules.breaker_state import BreakerState
 from resilience.stores.link import SLOW
 from resilience.stores.memory import MemoryStore
 from resilience.stores.port import NotMade
-from resilience.testing import ManualClock
+from resilience.testing import ManualClock, eventually
 
 NAME = "api"
 
@@ -53,17 +53,8 @@ def settled(*breakers):
     """Waits until the clerks have nothing left to do, so that everybody listens."""
     for breaker in breakers:
         assert breaker.call(lambda: 1) == 1
-        wait_for(lambda breaker=breaker: breaker.store.link._epoch is not None)
+        eventually(lambda breaker=breaker: breaker.store.link._epoch is not None)
         assert breaker.store.link.flush(10.0)
-
-
-def wait_for(condition):
-    done = threading.Event()
-    for _ in range(5000):
-        if condition():
-            return
-        done.wait(0.002)
-    raise AssertionError(condition)
 
 
 def test_failures_in_a_row_are_counted_together_and_a_success_ends_the_row(pair):
@@ -220,7 +211,7 @@ def test_a_forked_child_asks_the_store_first(tmp_path):
         os.close(reader)
         os.close(writer)
         assert os.waitstatus_to_exitcode(status) == 0
-        wait_for(lambda: str(breaker.state) == "open")
+        eventually(lambda: str(breaker.state) == "open")
 
 
 def test_forks_under_load_leave_children_that_work(tmp_path):
@@ -278,16 +269,16 @@ def test_what_happened_without_the_store_is_brought_in_when_it_is_back(clock):
         fail(one)
         mine.away = True
         fail(one)
-        wait_for(lambda: mine.link.state == "away")
+        eventually(lambda: mine.link.state == "away")
         mine.away = False
-        wait_for(lambda: mine.link.state == "ready")
-        wait_for(lambda: two.stats.failures_in_a_row == 2)
+        eventually(lambda: mine.link.state == "ready")
+        eventually(lambda: two.stats.failures_in_a_row == 2)
         mine.away = True
         fail(one)
         assert str(one.state) == "open"
         assert str(two.state) == "closed"
         mine.away = False
-        wait_for(lambda: str(two.state) == "open")
+        eventually(lambda: str(two.state) == "open")
         assert one.stats.state_changes == 1
 
 
@@ -358,8 +349,8 @@ def test_an_opening_that_does_not_arrive_is_told_by_each(slow_pair, heard):
         fail(breaker, 3)
     for breaker in slow_pair:
         breaker.store.answers.set()
-        wait_for(lambda breaker=breaker: breaker.store.link.state == "away")
-    wait_for(lambda: heard == ["open", "open"])
+        eventually(lambda breaker=breaker: breaker.store.link.state == "away")
+    eventually(lambda: heard == ["open", "open"])
 
 
 def test_after_an_order_that_came_late_others_are_heard_again(slow_pair, heard):
@@ -368,11 +359,11 @@ def test_after_an_order_that_came_late_others_are_heard_again(slow_pair, heard):
     one.force_open("maintenance")
     assert str(two.state) == "closed"
     one.store.answers.set()
-    wait_for(lambda: str(two.state) == "forced_open")
+    eventually(lambda: str(two.state) == "forced_open")
     all_heard(one)
     assert heard == ["forced_open"]
     two.reset()
-    wait_for(lambda: str(one.state) == "closed")
+    eventually(lambda: str(one.state) == "closed")
 
 
 def test_what_is_handed_in_is_not_brought_in_as_well(pair):

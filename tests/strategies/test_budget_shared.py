@@ -3,7 +3,6 @@
 import copy
 import logging
 import pickle
-import time
 import uuid
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from resilience import ConfigError, RetryBudget, RetryPolicy
 from resilience.core.errors import StoreUnavailable
 from resilience.stores.memory import MemoryStore
-from resilience.testing import ManualClock
+from resilience.testing import ManualClock, eventually
 
 
 @pytest.fixture
@@ -41,13 +40,6 @@ def granted(budget, asked):
 def call(budget, times):
     for _ in range(times):
         budget.first_attempt()
-
-
-def until(condition):
-    end = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.001)
 
 
 def settled(*budgets):
@@ -104,7 +96,7 @@ def test_a_store_that_is_away_leaves_what_was_known_and_then_a_budget_of_ones_ow
 
     stores[0].transact = away
     assert granted(one, 1) == 1
-    until(lambda: one._shared._link.state == "away")
+    eventually(lambda: one._shared._link.state == "away")
     assert granted(one, 100) == 3  # six of the fleet's ten were known to be spent
     clock.advance(11.0)
     assert granted(one, 100) == 10

@@ -21,7 +21,7 @@ from resilience.core.pipeline import Pipeline
 from resilience.strategies.bulkhead import Bulkhead
 from resilience.strategies.fallback import Fallback
 from resilience.strategies.timeout import Timeout
-from resilience.testing import EventLog, Flaky, Gate, ManualClock
+from resilience.testing import EventLog, Flaky, Gate, ManualClock, eventually
 from resilience.workers.threads import ThreadWorkers
 
 
@@ -45,18 +45,9 @@ class Caller(threading.Thread):
         return self.outcome
 
 
-def until(condition):
-    event = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        event.wait(0.01)
-    raise AssertionError("never came true")
-
-
 def queued(bulkhead, count):
     """Waits until `count` calls really wait: their thread has let go of the lock inside its wait."""
-    until(lambda: bulkhead.waiting == count)
+    eventually(lambda: bulkhead.waiting == count)
     with bulkhead._changed:
         pass
 
@@ -230,14 +221,14 @@ def test_an_abandoned_body_keeps_its_slot_until_it_ends(clock, gate, form):
         guarded = lambda: bulkhead.call(timeout.call, gate)  # noqa: E731
     caller = Caller(guarded)
     assert gate.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     assert isinstance(caller.end(), DeadlineExceeded)
     assert (bulkhead.in_flight, bulkhead.abandoned) == (1, 1)
     with pytest.raises(BulkheadFullError) as caught:
         bulkhead.call(lambda: 1)
     assert caught.value.abandoned == 1
     gate.open()
-    until(lambda: bulkhead.in_flight == 0)
+    eventually(lambda: bulkhead.in_flight == 0)
     assert bulkhead.abandoned == 0
     assert bulkhead.call(lambda: "ok") == "ok"
 
@@ -252,11 +243,11 @@ def test_an_abandoned_body_keeps_the_slot_of_a_with_block_too(clock, gate):
 
     caller = Caller(block)
     assert gate.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     assert isinstance(caller.end(), DeadlineExceeded)
     assert (bulkhead.in_flight, bulkhead.abandoned) == (1, 1)
     gate.open()
-    until(lambda: bulkhead.in_flight == 0)
+    eventually(lambda: bulkhead.in_flight == 0)
 
 
 @pytest.mark.parametrize("form", ["pipeline", "express lane"])
@@ -272,11 +263,11 @@ def test_an_abandoned_body_keeps_its_slot_though_a_fallback_has_answered_for_it(
         guarded = manager.protect("saved", isolation="caller")(lambda: timeout.call(gate))
     caller = Caller(guarded)
     assert gate.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     assert caller.end() == "saved"
     assert (bulkhead.in_flight, bulkhead.abandoned) == (1, 1)
     gate.open()
-    until(lambda: bulkhead.in_flight == 0)
+    eventually(lambda: bulkhead.in_flight == 0)
     assert bulkhead.abandoned == 0
     if form == "express lane":
         manager.close()
@@ -287,7 +278,7 @@ def test_the_end_of_an_abandoned_body_lets_the_next_one_in(clock, gate):
     timeout = Timeout(1.0, clock=clock, workers=ThreadWorkers("x"))
     caller = Caller(bulkhead.call, timeout.call, gate)
     assert gate.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     waiting = Caller(bulkhead.call, lambda: "in")
     queued(bulkhead, 1)
     gate.open()
@@ -300,8 +291,8 @@ def test_a_call_withdrawn_from_the_workers_queue_gives_its_slot_back(clock, gate
     assert gate.arrived()
     bulkhead = Bulkhead("x", 1, clock=clock)
     caller = Caller(bulkhead.call, Timeout(1.0, clock=clock, workers=workers).call, lambda: 1)
-    until(lambda: bulkhead.in_flight == 1)
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: bulkhead.in_flight == 1)
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     error = caller.end()
     assert (error.phase, error.reclaimed) == ("queued", True)
     assert (bulkhead.in_flight, bulkhead.abandoned) == (0, 0)

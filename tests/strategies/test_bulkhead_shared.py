@@ -12,7 +12,7 @@ from resilience.rules.pressure import Pressure
 from resilience.stores import link as links
 from resilience.stores.memory import MemoryStore
 from resilience.strategies.bulkhead_shared import LEASE
-from resilience.testing import ManualClock
+from resilience.testing import ManualClock, eventually
 
 
 @pytest.fixture
@@ -47,13 +47,6 @@ def entered(bulkhead, times=1):
     return count
 
 
-def until(condition):
-    end = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.001)
-
-
 def link_of(bulkhead):
     return bulkhead.shared._link
 
@@ -67,7 +60,7 @@ def renew(bulkhead):
     before = bulkhead.shared._turn
     bulkhead.shared._renewed_at = float("-inf")
     bulkhead.shared.renew()
-    until(lambda: bulkhead.shared._turn > before and not bulkhead.shared._is_asking_held())
+    eventually(lambda: bulkhead.shared._turn > before and not bulkhead.shared._is_asking_held())
 
 
 def leased(bulkhead):
@@ -79,7 +72,7 @@ def test_two_processes_share_the_slots(crowd):
     assert entered(one, 3) + entered(two, 9) == 5
     assert entered(one) == 0
     two.release()
-    until(lambda: entered(one) == 1)
+    eventually(lambda: entered(one) == 1)
     assert entered(one, 9) == 0
 
 
@@ -88,9 +81,9 @@ def test_a_slot_that_is_not_in_use_goes_back_at_once_where_slots_are_scarce(crow
     assert entered(one, 4) == 4
     for _ in range(4):
         one.release()
-    until(lambda: leased(one) <= 3)
+    eventually(lambda: leased(one) <= 3)
     assert entered(two) == 1
-    until(lambda: entered(two, 4) or two.in_flight == 4)
+    eventually(lambda: entered(two, 4) or two.in_flight == 4)
 
 
 def test_calls_that_find_a_leased_slot_ask_nobody(crowd):
@@ -145,10 +138,10 @@ def test_a_process_that_was_stopped_starts_nothing_on_what_it_held(crowd, clock)
     assert entered(stopped) == 0
     settled(stopped)
     heir.release()
-    until(lambda: leased(heir) == 5)
+    eventually(lambda: leased(heir) == 5)
     assert entered(stopped) == 0  # one call of before still runs, in the slot that is free now
     stopped.release()
-    until(lambda: entered(stopped) == 1)
+    eventually(lambda: entered(stopped) == 1)
 
 
 def test_leases_are_renewed_while_calls_run(crowd, clock):
@@ -166,7 +159,7 @@ def test_a_call_that_waits_gets_the_slot_another_process_gives_back(crowd):
     done = threading.Event()
     waiting = threading.Thread(target=lambda: (two.acquire(), done.set()))
     waiting.start()
-    until(lambda: two.waiting == 1)
+    eventually(lambda: two.waiting == 1)
     assert not done.wait(0.05)
     one.release()
     assert done.wait(20.0)
@@ -187,7 +180,7 @@ def test_a_process_that_never_stops_calling_lets_others_have_their_turn(crowd):
     for thread in threads:
         thread.start()
     try:
-        until(lambda: busy.in_flight)
+        eventually(lambda: busy.in_flight)
         for _ in range(5):
             other.acquire()
             other.release()
@@ -219,7 +212,7 @@ def test_when_the_store_is_back_what_runs_is_counted_first(crowd):
     link_of(two).members["bulkhead/"].store_back(False)
     assert entered(two) == 0
     one.release()
-    until(lambda: entered(two) == 1)
+    eventually(lambda: entered(two) == 1)
     assert entered(two) == 0
 
 
@@ -228,7 +221,7 @@ def test_an_emptied_store_is_filled_again(crowd):
     assert entered(one, 3) == 3
     link_of(two).store.transact("bulkhead/api", lambda old, now: (None, None))
     renew(one)
-    until(lambda: leased(one) == 3)
+    eventually(lambda: leased(one) == 3)
     assert entered(two, 9) == 2
 
 
@@ -305,7 +298,7 @@ def test_the_end_of_the_process_gives_back_what_is_not_in_use(crowd):
     for _ in range(9):
         one.release()
     one.shared._fleet.leave()
-    until(lambda: leased(two) == 1)
+    eventually(lambda: leased(two) == 1)
 
 
 def test_the_end_of_the_process_asks_nothing_of_a_closed_store(crowd):
@@ -325,7 +318,7 @@ def test_pressure_and_a_new_size_bound_what_is_leased(crowd):
     assert entered(one, 2) == 2
     one.resize(4)
     assert entered(one) == 0
-    until(lambda: entered(two) == 0 and two.in_flight == 4)
+    eventually(lambda: entered(two) == 0 and two.in_flight == 4)
 
 
 def test_without_its_store_each_process_has_the_whole_limit_at_once():
@@ -360,5 +353,5 @@ def test_a_configured_bulkhead_of_a_manager_lives_in_its_store(tmp_path, clock):
             return "the only one"
 
         assert one.protect("narrow", isolation="caller")(inside)() == "the only one"
-        until(lambda: two.execute_with_recovery("narrow", lambda: "in").success)
+        eventually(lambda: two.execute_with_recovery("narrow", lambda: "in").success)
     store.close()

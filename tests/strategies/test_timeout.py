@@ -12,7 +12,7 @@ from resilience.core.events import EventStream
 from resilience.core.pipeline import Pipeline
 from resilience.strategies.retry_policy import RetryPolicy
 from resilience.strategies.timeout import Timeout
-from resilience.testing import EventLog, Gate, ManualClock
+from resilience.testing import EventLog, Gate, ManualClock, eventually
 from resilience.workers.threads import ThreadWorkers
 
 
@@ -36,21 +36,12 @@ class Caller(threading.Thread):
         return self.outcome
 
 
-def until(condition):
-    event = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        event.wait(0.01)
-    raise AssertionError("never came true")
-
-
 def hanging(gate, clock, call, *args, step=1.0):
     """What a call that hangs in the gate ends with, once the clock moves."""
     inside = gate.inside
     caller = Caller(call, *args)
     assert gate.arrived(inside + 1)
-    until(lambda: clock.advance(step) or not caller.is_alive())
+    eventually(lambda: clock.advance(step) or not caller.is_alive())
     return caller.end()
 
 
@@ -136,7 +127,7 @@ def test_an_abandoned_call_is_counted_and_too_many_refuse_the_next(clock, gate):
         timeout.call(pytest.fail, "must not run")
     assert (caught.value.name, caught.value.abandoned) == ("leaky", 2)
     gate.open()
-    until(lambda: timeout._workers_of("leaky").abandoned == 0)
+    eventually(lambda: timeout._workers_of("leaky").abandoned == 0)
     assert timeout.call(lambda: "again") == "again"
 
 
@@ -153,8 +144,8 @@ def test_a_call_that_never_left_the_queue_is_reclaimed(clock, gate):
     assert gate.arrived()
     ran = []
     caller = Caller(Timeout(1.0, clock=clock, workers=workers).call, ran.append, 1)
-    until(lambda: len(workers._queue) == 1)
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: len(workers._queue) == 1)
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     error = caller.end()
     assert (error.phase, error.reclaimed, error.ambient) == ("queued", True, False)
     gate.open()

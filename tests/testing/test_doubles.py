@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from resilience import EventStream, Retry, RetryPolicy
-from resilience.testing import EventLog, Flaky, Gate, ManualClock
+from resilience.testing import EventLog, Flaky, Gate, ManualClock, eventually
 
 
 def test_flaky_raises_what_it_is_told_and_then_gives_its_value():
@@ -139,3 +139,13 @@ def test_a_wait_never_moves_the_time_and_ends_when_notified_or_advanced():
 def notify(condition):
     with condition:
         condition.notify_all()
+
+
+def test_what_comes_true_is_waited_for_and_given():
+    answers = iter([0, [], "there"])
+    assert eventually(lambda: next(answers)) == "there"
+
+
+def test_what_never_comes_true_is_named():
+    with pytest.raises(AssertionError, match=r"not true within 0.01 s: .*lambda.*test_doubles.py:\d+"):
+        eventually(lambda: False, within=0.01)

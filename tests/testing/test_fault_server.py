@@ -1,6 +1,5 @@
 """The misbehaving server misbehaves as told, and leaves nothing behind."""
 
-
 import pytest
 import requests
 

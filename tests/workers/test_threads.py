@@ -19,7 +19,7 @@ from resilience.core.errors import (
     ShutdownInProgress,
     WorkersExhausted,
 )
-from resilience.testing import Gate, ManualClock
+from resilience.testing import Gate, ManualClock, eventually
 from resilience.workers import threads
 from resilience.workers.ledger import LEDGER
 from resilience.workers.threads import ThreadWorkers, when_ended
@@ -52,22 +52,13 @@ class Caller(threading.Thread):
         return self.outcome
 
 
-def until(condition):
-    event = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        event.wait(0.01)
-    raise AssertionError("never came true")
-
-
 def abandon(workers, gate, clock=None):
     """Gives up one call that is inside the gate; returns its error."""
     clock = clock or ManualClock()
     inside = gate.inside
     caller = Caller(workers.call, gate, timeout=1.0, clock=clock)
     assert gate.arrived(inside + 1)
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     error = caller.end()
     assert isinstance(error, DeadlineExceeded)
     return error
@@ -151,8 +142,8 @@ def test_a_queued_call_that_is_given_up_never_runs_and_is_reclaimed(gate):
     assert gate.arrived()
     ran = []
     second = Caller(workers.call, ran.append, (1,), timeout=2.0, clock=clock)
-    until(lambda: len(workers._queue) == 1)
-    until(lambda: clock.advance(2.0) or not second.is_alive())
+    eventually(lambda: len(workers._queue) == 1)
+    eventually(lambda: clock.advance(2.0) or not second.is_alive())
     error = second.end()
     assert (error.phase, error.reclaimed, error.stack) == ("queued", True, "")
     assert workers.abandoned == 0
@@ -169,7 +160,7 @@ def test_calls_queue_in_order_when_every_worker_is_busy(gate):
     assert gate.arrived()
     for number in range(5):
         callers.append(Caller(workers.call, order.append, (number,)))
-        until(lambda number=number: len(workers._queue) == number + 1)
+        eventually(lambda number=number: len(workers._queue) == number + 1)
     gate.open()
     for caller in callers:
         caller.end()
@@ -180,7 +171,7 @@ def test_at_most_max_workers_calls_run_at_once(gate):
     workers = ThreadWorkers("three", max_workers=3)
     callers = [Caller(workers.call, gate) for _ in range(10)]
     assert gate.arrived(3)
-    until(lambda: len(workers._queue) == 7)
+    eventually(lambda: len(workers._queue) == 7)
     assert gate.inside == 3
     gate.open()
     assert [caller.end() for caller in callers] == ["late"] * 10
@@ -192,8 +183,8 @@ def test_an_abandoned_thread_is_replaced_and_its_queue_goes_on(gate):
     stuck = Caller(workers.call, gate, timeout=1.0, clock=clock)
     assert gate.arrived()
     waiting = Caller(workers.call, lambda: "served")
-    until(lambda: len(workers._queue) == 1)
-    until(lambda: clock.advance(1.0) or not stuck.is_alive())
+    eventually(lambda: len(workers._queue) == 1)
+    eventually(lambda: clock.advance(1.0) or not stuck.is_alive())
     assert isinstance(stuck.end(), DeadlineExceeded)
     assert waiting.end() == "served"
 
@@ -210,13 +201,13 @@ def test_a_late_result_is_dropped_and_counted_and_its_thread_is_not_used_again(g
     clock = ManualClock()
     caller = Caller(workers.call, body, timeout=1.0, clock=clock)
     assert held.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     assert workers.late_results == 0
     assert workers.abandoned == 1
     fresh = workers.call(threading.get_ident)
     assert fresh not in stuck
     held.open()
-    until(lambda: workers.abandoned == 0)
+    eventually(lambda: workers.abandoned == 0)
     assert workers.late_results == 1
     assert workers.call(threading.get_ident) == fresh
 
@@ -231,9 +222,9 @@ def test_a_late_error_is_dropped_too(gate):
     clock = ManualClock()
     caller = Caller(workers.call, body, timeout=1.0, clock=clock)
     assert gate.arrived()
-    until(lambda: clock.advance(1.0) or not caller.is_alive())
+    eventually(lambda: clock.advance(1.0) or not caller.is_alive())
     gate.open()
-    until(lambda: workers.late_results == 1)
+    eventually(lambda: workers.late_results == 1)
     assert isinstance(caller.end(), DeadlineExceeded)
     assert workers.call(lambda: 1) == 1
 
@@ -247,7 +238,7 @@ def test_the_ledger_lists_abandoned_calls_while_they_run(gate):
     assert set(told) == {"operation", "thread", "age", "stack"}
     assert told["thread"].startswith("ledger-test")
     gate.open()
-    until(lambda: "ledger-test" not in LEDGER.abandoned_by_operation())
+    eventually(lambda: "ledger-test" not in LEDGER.abandoned_by_operation())
 
 
 def test_too_many_abandoned_calls_refuse_the_next_one_until_one_ends(gate):
@@ -260,7 +251,7 @@ def test_too_many_abandoned_calls_refuse_the_next_one_until_one_ends(gate):
     assert (caught.value.name, caught.value.abandoned) == ("leaky", 2)
     assert ran == []
     gate.open()
-    until(lambda: workers.abandoned == 0)
+    eventually(lambda: workers.abandoned == 0)
     assert workers.call(lambda: "again") == "again"
 
 
@@ -278,7 +269,7 @@ def test_when_ended_tells_at_the_end_of_the_abandoned_body_and_at_once_otherwise
     when_ended(error, lambda: told.append("ended"))
     assert told == []
     gate.open()
-    until(lambda: told == ["ended"])
+    eventually(lambda: told == ["ended"])
     when_ended(error, lambda: told.append("late"))
     assert told == ["ended", "late"]
     when_ended(ValueError(), lambda: told.append("nothing abandoned"))
@@ -311,7 +302,7 @@ def test_cancelling_the_operation_releases_its_caller_and_abandons_the_call(gate
     when_ended(error, lambda: told.append(1))
     assert told == []
     gate.open()
-    until(lambda: told == [1])
+    eventually(lambda: told == [1])
 
 
 def test_a_call_inside_a_cancelled_operation_ends_at_once(gate):
@@ -386,7 +377,7 @@ def test_shutdown_waits_for_what_runs_and_refuses_what_comes(gate):
     queued = workers.submit(lambda: "queued")
     assert gate.arrived()
     closing = Caller(workers.shutdown)
-    until(lambda: workers._closed)
+    eventually(lambda: workers._closed)
     with pytest.raises(RuntimeError, match="shut down"):
         workers.submit(lambda: 1)
     assert closing.is_alive()
@@ -410,7 +401,7 @@ def test_shutdown_that_drops_what_is_queued_releases_blocked_callers_too(gate):
     workers.submit(gate)
     assert gate.arrived()
     blocked = Caller(workers.call, lambda: 1)
-    until(lambda: len(workers._queue) == 1)
+    eventually(lambda: len(workers._queue) == 1)
     workers.shutdown(wait=False, cancel_futures=True)
     assert isinstance(blocked.end(), OperationCancelled)
 
@@ -428,11 +419,11 @@ def test_queued_calls_for_which_no_thread_can_be_made_are_told_so(gate):
     stuck = Caller(workers.call, gate, timeout=1.0, clock=clock)
     assert gate.arrived()
     blocked = Caller(workers.call, lambda: 1)
-    until(lambda: len(workers._queue) == 1)
+    eventually(lambda: len(workers._queue) == 1)
     future = workers.submit(lambda: 2)
     size = threading.stack_size(1 << 46)  # more than the machine can give
     try:
-        until(lambda: clock.advance(1.0) or not stuck.is_alive())
+        eventually(lambda: clock.advance(1.0) or not stuck.is_alive())
     finally:
         threading.stack_size(size)
     assert isinstance(stuck.end(), DeadlineExceeded)

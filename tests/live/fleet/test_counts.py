@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from fleet import until
 
 from resilience import open_store
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 PROCESSES = 8
@@ -22,14 +22,14 @@ def test_five_thousand_outcomes_of_each_of_eight_processes_are_all_counted(url, 
     assert crowd.do("breaker.stats.failures") == [OUTCOMES] * PROCESSES
     with open_store(url) as store:
         assert store.read(f"breaker/{name}")["failures"] == PROCESSES * OUTCOMES
-    until(lambda: crowd.do("breaker.stats.failures_in_a_row") == [PROCESSES * OUTCOMES] * PROCESSES)
+    eventually(lambda: crowd.do("breaker.stats.failures_in_a_row") == [PROCESSES * OUTCOMES] * PROCESSES)
 
 
 def test_all_threads_of_all_processes_that_fail_at_once_are_one_opening(url, name, workers):
     crowd = workers(PROCESSES, url, name, failure_threshold=5, timeout=600.0)
     for opening in range(1, 4):
         crowd.do("start(8, lambda number: (time.sleep(0.01), call(failing)))")
-        until(lambda: crowd.do("str(breaker.state)") == ["open"] * PROCESSES)
+        eventually(lambda: crowd.do("str(breaker.state)") == ["open"] * PROCESSES)
         time.sleep(0.2)  # whoever was let in before has begun
         ran = crowd.do("len(runs)")
         time.sleep(0.5)
@@ -38,4 +38,4 @@ def test_all_threads_of_all_processes_that_fail_at_once_are_one_opening(url, nam
         told = [change for changes in crowd.do("told_changes()") for change in changes]
         assert told.count("closed open") == opening
         crowd[opening].do("breaker.reset()")
-        until(lambda: crowd.do("str(breaker.state)") == ["closed"] * PROCESSES)
+        eventually(lambda: crowd.do("str(breaker.state)") == ["closed"] * PROCESSES)

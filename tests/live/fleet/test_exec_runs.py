@@ -11,8 +11,10 @@ import uuid
 
 import psutil
 import pytest
-from fleet import PATIENCE, until
+from fleet import PATIENCE
 from resilience_cli import exits
+
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 RESILIENCE = [sys.executable, "-m", "resilience_cli"]
@@ -51,7 +53,7 @@ def shell(env, tmp_path):
     """Runs a line of shell in which `resilience` is ours."""
 
     def run(line):
-        ours = f"resilience() {{ {shlex.join(RESILIENCE)} \"$@\"; }}\n"
+        ours = f'resilience() {{ {shlex.join(RESILIENCE)} "$@"; }}\n'
         return subprocess.run(
             ["sh", "-c", ours + line], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
         )
@@ -89,7 +91,7 @@ def test_eight_runs_at_once_are_counted_exactly(url, name, env, shell, tmp_path)
 def test_at_its_time_limit_nothing_of_the_tree_is_left(env, tmp_path):
     words = [*RESILIENCE, "exec", "--timeout", "3s", "--", "sh", "-c", TREE]
     with subprocess.Popen(words, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
-        until(lambda: (tmp_path / "grown").exists() and len(family(env)) >= 8)
+        eventually(lambda: (tmp_path / "grown").exists() and len(family(env)) >= 8)
         said = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode == exits.TIMED_OUT, said
     assert family(env) == []
@@ -97,7 +99,7 @@ def test_at_its_time_limit_nothing_of_the_tree_is_left(env, tmp_path):
 
 def test_a_terminated_exec_takes_its_tree_along(env, tmp_path):
     with subprocess.Popen([*RESILIENCE, "exec", "--", "sh", "-c", TREE], env=env, cwd=tmp_path) as run:
-        until(lambda: (tmp_path / "grown").exists() and len(family(env)) >= 8)
+        eventually(lambda: (tmp_path / "grown").exists() and len(family(env)) >= 8)
         run.send_signal(signal.SIGTERM)
         assert run.wait(PATIENCE) == exits.TERMINATED
     assert family(env) == []

@@ -5,7 +5,8 @@ import sys
 import time
 
 import pytest
-from fleet import until
+
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 HOUR = 3600.0
@@ -21,7 +22,7 @@ def test_orders_from_a_shell_are_obeyed_by_a_running_process_within_a_second(url
             began = time.monotonic()
             subprocess.run(words, check=True, timeout=60, capture_output=True)
             given = time.monotonic()
-            until(lambda answer=answer: worker.do("turns[-1][1]") == answer)
+            eventually(lambda answer=answer: worker.do("turns[-1][1]") == answer)
             turned, _ = worker.do("turns[-1]")
             assert turned > began
             delays.append(turned - given)
@@ -39,7 +40,7 @@ def test_processes_with_skewed_wall_clocks_open_together_and_probe_together(url,
     for worker in crowd:
         assert worker.do("call(failing)") == "failed"
     for worker in crowd:
-        until(lambda worker=worker: worker.do("[state for _, state in turns]") == ["closed", "open"])
+        eventually(lambda worker=worker: worker.do("[state for _, state in turns]") == ["closed", "open"])
     opened = [worker.do("turns[-1][0]") for worker in crowd]
     for worker in crowd:
         worker.tell("when(lambda: take(1))")

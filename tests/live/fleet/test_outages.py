@@ -5,8 +5,9 @@ import subprocess
 import time
 
 import pytest
-from fleet import until
 from places import FilePlace, PostgresPlace, RedisPlace
+
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 ROOM = 8 << 20  # bytes of a small file system
@@ -51,10 +52,10 @@ def test_no_call_fails_or_waits_whatever_happens_to_the_store_and_all_agree_afte
             assert here.do("[call(failing, canary), call(failing, canary), str(canary.state)]")[2] == "open"
             time.sleep(1.0)
         back = time.monotonic()
-        until(lambda: there.do("str(canary.state)") == "open")
+        eventually(lambda: there.do("str(canary.state)") == "open")
         opened = time.monotonic()
         there.do("canary.reset()")
-        until(lambda: here.do("str(canary.state)") == "closed")
+        eventually(lambda: here.do("str(canary.state)") == "closed")
         closed = time.monotonic()
         seen = crowd.do("load.told()")
         print(f"{fault.__name__}: shared {opened - back:.2f} s after, reset {closed - opened:.2f} s after that; "

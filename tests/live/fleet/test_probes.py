@@ -9,7 +9,9 @@ import signal
 import time
 
 import pytest
-from fleet import Referee, until
+from fleet import Referee
+
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +36,11 @@ def test_probes_of_eight_processes_of_eight_threads_stay_within_the_limit(url, n
     )
     assert crowd[0].do("call(failing)") == "failed"
     for worker in crowd:
-        until(lambda worker=worker: worker.state == "open")
+        eventually(lambda worker=worker: worker.state == "open")
     crowd.do(f"start(8, Visits({str(referee.path)!r}, {str(down)!r}, 0.02))")
-    until(lambda: len(referee.phases(0.5)) > 5)
+    eventually(lambda: len(referee.phases(0.5)) > 5)
     down.unlink()
-    until(lambda: [what for _, _, what in referee.lines()].count("done") > 100)
+    eventually(lambda: [what for _, _, what in referee.lines()].count("done") > 100)
     crowd.do("stop()")
     lines = referee.lines()
     third_success = [number for number, (_, _, what) in enumerate(lines) if what == "done"][2]
@@ -53,13 +55,13 @@ def test_the_probe_of_a_killed_process_is_taken_over(url, name, workers, referee
     crowd = workers(3, url, name, failure_threshold=1, timeout=2.0, max_requests=1, success_threshold=1)
     assert crowd[0].do("call(failing)") == "failed"
     for worker in crowd:
-        until(lambda worker=worker: worker.state == "open")
+        eventually(lambda worker=worker: worker.state == "open")
     crowd.do(f"start(8, Visits({str(referee.path)!r}, {str(down)!r}, 60.0))")
-    until(referee.lines)
+    eventually(referee.lines)
     [[begun, pid, _]] = referee.lines()
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
-    until(lambda: len(referee.lines()) == 2)
+    eventually(lambda: len(referee.lines()) == 2)
     taken_over = referee.lines()[1][0]
     print(f"a new probe {taken_over - killed:.2f} s after the kill")
     assert taken_over - begun > 1.5  # the lease is 2 s, from just before it began
@@ -106,7 +108,7 @@ def stop_in_its_probe(crowd, referee):
     by_pid = {worker.process.pid: (worker, other) for worker, other in itertools.permutations(crowd)}
     while True:
         seen = len(referee.lines())
-        until(lambda seen=seen: [what for _, _, what in referee.lines()[seen:]][-1:] == ["begun"])
+        eventually(lambda seen=seen: [what for _, _, what in referee.lines()[seen:]][-1:] == ["begun"])
         pid = referee.lines()[-1][1]
         victim, other = by_pid[pid]
         victim.process.send_signal(signal.SIGSTOP)

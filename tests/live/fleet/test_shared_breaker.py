@@ -3,9 +3,9 @@
 import signal
 
 import pytest
-from fleet import until
 
 from resilience import open_store
+from resilience.testing import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -13,11 +13,11 @@ pytestmark = pytest.mark.slow
 def test_failures_in_a_row_are_counted_over_all_processes(url, name, workers):
     first, second = workers(2, url, name, failure_threshold=4)
     assert [worker.do("call(failing)") for worker in (first, second, first)] == ["failed"] * 3
-    until(lambda: second.do("breaker.stats.failures_in_a_row") == 3)
+    eventually(lambda: second.do("breaker.stats.failures_in_a_row") == 3)
     assert second.do("call(lambda: 'fine')") == "fine"
-    until(lambda: first.do("breaker.stats.failures_in_a_row") == 0)
+    eventually(lambda: first.do("breaker.stats.failures_in_a_row") == 0)
     assert [worker.do("call(failing)") for worker in (first, second, first, second)] == ["failed"] * 4
-    until(lambda: first.do("str(breaker.state)") == "open")
+    eventually(lambda: first.do("str(breaker.state)") == "open")
     assert first.do("call(failing)") == second.do("call(failing)") == "refused"
 
 
@@ -43,6 +43,6 @@ def test_only_the_process_that_opened_it_warns(url, name, workers, capfd):
     for worker in crowd:
         assert worker.do("call(failing)") == "failed"
     for worker in crowd:
-        until(lambda worker=worker: worker.do("str(breaker.state)") == "open")
+        eventually(lambda worker=worker: worker.do("str(breaker.state)") == "open")
     assert capfd.readouterr().err.count("is open") == 1
     assert all(worker.do("breaker.stats.state_changes") == 1 for worker in crowd)

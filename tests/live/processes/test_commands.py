@@ -12,19 +12,13 @@ import resilience
 from resilience import CircuitBreaker, ErrorRecoveryManager, OperationCancelled, RetryPolicy, deadline, history
 from resilience.core.errors import CircuitOpenError, ConfigError, DeadlineExceeded
 from resilience.integrations.subprocess import CommandFailed, run
+from resilience.testing import eventually
 from resilience.workers import trees
 from resilience.workers.ledger import LEDGER
 
 PATIENCE = 60.0
 QUICK = RetryPolicy(max_retries=2, base_delay=0.0, jitter=False)
 SAYS_WHAT_IS_LEFT = "import resilience; print(resilience.remaining(), resilience.current().attempt)"
-
-
-def eventually(condition, timeout=PATIENCE):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.005)
 
 
 def is_alive(pid):
@@ -88,7 +82,7 @@ def test_the_whole_tree_ends_at_the_deadline(tmp_path):
         with pytest.raises(OperationCancelled, match="enough"):
             run(["sh", "-c", script])
         thread.join()
-    eventually(lambda: not any(is_alive(int(pid)) for pid in family.read_text().split()), timeout=10.0)
+    eventually(lambda: not any(is_alive(int(pid)) for pid in family.read_text().split()), within=10.0)
     assert "child" not in LEDGER.alive()
 
 

@@ -14,6 +14,7 @@ import process_tasks as tasks
 import pytest
 
 from resilience.core.errors import DeadlineExceeded
+from resilience.testing import eventually
 from resilience.workers import trees
 from resilience.workers.processes import ProcessWorkers
 
@@ -28,13 +29,6 @@ ENVIRONMENT = {
     "PYTHONPATH": os.path.dirname(tasks.__file__),
     "PYTHONWARNINGS": "error,ignore:This process:DeprecationWarning",
 }
-
-
-def eventually(condition, timeout=PATIENCE):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.005)
 
 
 def is_alive(pid):
@@ -119,7 +113,7 @@ def test_a_worker_that_nobody_ends_ends_itself_after_the_deadline(fn):
     thread.start()
     try:
         begun = time.monotonic()
-        eventually(lambda: not is_alive(worker.pid), timeout=20.0)
+        eventually(lambda: not is_alive(worker.pid), within=20.0)
         took = time.monotonic() - begun
         assert took > 0.3  # its own alarm rings 0.5 s after the deadline
     finally:
@@ -265,7 +259,7 @@ def test_making_using_and_closing_sets_of_workers_leaves_nothing(method, count):
     before = state()
     for _ in range(count):
         cycle(method)
-    eventually(lambda: all(state()[name] - before[name] <= 2 for name in before), timeout=20.0)
+    eventually(lambda: all(state()[name] - before[name] <= 2 for name in before), within=20.0)
 
 
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):

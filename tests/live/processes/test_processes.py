@@ -29,7 +29,7 @@ from resilience.core.errors import (
     ShutdownInProgress,
     WorkerCrashed,
 )
-from resilience.testing import ManualClock
+from resilience.testing import ManualClock, eventually
 from resilience.workers import trees, worker_process
 from resilience.workers.ledger import LEDGER
 from resilience.workers.processes import ProcessWorkers
@@ -48,13 +48,6 @@ def workers():
     yield made
     made.shutdown()
     assert made.abandoned == 0
-
-
-def eventually(condition, timeout=PATIENCE):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.005)
 
 
 def is_alive(pid):
@@ -114,7 +107,7 @@ def test_a_decorated_function_runs_undecorated_over_there(workers):
 
 
 def test_a_function_that_cannot_be_pickled_is_told_what_to_do(workers):
-    with pytest.raises(TypeError, match="isolation=\"thread\"") as caught:
+    with pytest.raises(TypeError, match='isolation="thread"') as caught:
         workers.call(lambda: 1)
     assert 'start_method="fork"' in str(caught.value)
     assert "<lambda>" in str(caught.value)
@@ -347,7 +340,7 @@ def test_what_a_function_has_started_ends_with_it_in_whatever_session(workers, t
             workers.call(tasks.start_family, (str(path),))
         thread.join()
     pids = [int(word) for word in path.read_text().split()]
-    eventually(lambda: not any(map(is_alive, pids)), timeout=10.0)  # the goal is 1 s
+    eventually(lambda: not any(map(is_alive, pids)), within=10.0)  # the goal is 1 s
 
 
 # -- what travels along --------------------------------------------------------------------------------------------
@@ -528,5 +521,3 @@ def test_a_fan_out_item_that_hangs_in_a_process_is_reclaimed_at_its_operations_t
         report = fan_out(tasks.hang_on_three, range(5), operation="items", isolation="process", manager=manager)
     assert [item.index for item in report.items if not item.ok] == [3]
     assert report.items[3].error.reclaimed
-
-

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from resilience.testing import eventually
 from resilience.workers import trees
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sessions and orphans as on Linux")
@@ -20,13 +20,6 @@ def walk(request, monkeypatch):
             pytest.skip("this kernel lists no children")
     else:
         monkeypatch.setattr(trees, "_LISTS_CHILDREN", False)
-
-
-def eventually(condition, timeout=20.0):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.005)
 
 
 def shell(script):
@@ -93,7 +86,7 @@ def test_a_tree_that_keeps_forking_does_not_outrun_its_end():
                 continue
         return False
 
-    eventually(lambda: not leftover(), timeout=10.0)
+    eventually(lambda: not leftover(), within=10.0)
 
 
 def test_a_soft_signal_reaches_every_process_once():

@@ -3,19 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from resilience.testing import eventually
 
 PATIENCE = 30.0
 SCRIPT = Path(__file__).with_name("fleet_worker.py")
-
-
-def until(condition, patience=PATIENCE):
-    """Waits until the condition holds."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.002)
 
 
 class Worker:
@@ -61,7 +54,7 @@ class Crowd(list):
         """Waits until each of them hears of what the others do."""
         self.do("breaker.state")
         for worker in self:
-            until(lambda worker=worker: worker.do("store.link.state == 'ready' and store.link._epoch is not None"))
+            eventually(lambda worker=worker: worker.do("store.link.state == 'ready' and store.link._epoch is not None"))
 
 
 class Referee:
