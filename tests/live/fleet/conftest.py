@@ -24,15 +24,15 @@ def name():
 
 @pytest.fixture
 def workers():
-    """Makes workers, which end with the test."""
+    """Makes workers of a kind on a store, ready; they end with the test."""
     from fleet import Crowd, Worker
 
     made = Crowd()
 
-    def make(count, *arguments, **settings):
-        new = Crowd(Worker(*arguments, **settings) for _ in range(count))
+    def make(count, kind, url, name, **told):
+        new = Crowd(Worker(kind, url=url, name=name, **told) for _ in range(count))
         made.extend(new)
-        new.join_in()
+        assert [worker.answer() for worker in new] == ["ready"] * count
         return new
 
     yield make

@@ -13,7 +13,7 @@ OUTCOMES = 5_000
 
 
 def test_five_thousand_outcomes_of_each_of_eight_processes_are_all_counted(url, name, workers):
-    crowd = workers(PROCESSES, url, name, failure_threshold=1_000_000, reset_timeout=None)
+    crowd = workers(PROCESSES, "breaker", url, name, failure_threshold=1_000_000, reset_timeout=None)
     began = time.monotonic()
     assert crowd.do(f"fail({OUTCOMES})") == [OUTCOMES] * PROCESSES
     took = time.monotonic() - began
@@ -26,7 +26,7 @@ def test_five_thousand_outcomes_of_each_of_eight_processes_are_all_counted(url, 
 
 
 def test_all_threads_of_all_processes_that_fail_at_once_are_one_opening(url, name, workers):
-    crowd = workers(PROCESSES, url, name, failure_threshold=5, timeout=600.0)
+    crowd = workers(PROCESSES, "breaker", url, name, failure_threshold=5, timeout=600.0)
     for opening in range(1, 4):
         crowd.do("start(8, lambda number: (time.sleep(0.01), call(failing)))")
         eventually(lambda: crowd.do("str(breaker.state)") == ["open"] * PROCESSES)

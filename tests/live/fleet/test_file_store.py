@@ -22,7 +22,7 @@ def assert_is_whole(path):
 
 def test_two_thousand_transitions_of_each_of_eight_processes_are_exact(tmp_path, name, workers):
     url = f"file://{tmp_path}/state"
-    crowd = workers(PROCESSES, url, name)
+    crowd = workers(PROCESSES, "breaker", url, name)
     began = time.monotonic()
     crowd.do(f"[breaker.reset() for _ in range({TRANSITIONS})][:0]")
     took = time.monotonic() - began

@@ -13,7 +13,7 @@ HOUR = 3600.0
 
 
 def test_orders_from_a_shell_are_obeyed_by_a_running_process_within_a_second(url, name, workers):
-    (worker,) = workers(1, url, name)
+    (worker,) = workers(1, "breaker", url, name)
     worker.do("start(1, watch, lambda: call(lambda: 'fine'))")
     delays = []
     for _ in range(10):
@@ -33,7 +33,7 @@ def test_orders_from_a_shell_are_obeyed_by_a_running_process_within_a_second(url
 
 def test_processes_with_skewed_wall_clocks_open_together_and_probe_together(url, name, workers):
     settings = {"failure_threshold": 3, "timeout": 2.0, "max_requests": 3, "probe_lease": 60.0}
-    crowd = [workers(1, url, name, skew=skew, **settings)[0] for skew in (HOUR, -HOUR, 0.0)]
+    crowd = [workers(1, "breaker", url, name, skew=skew, **settings)[0] for skew in (HOUR, -HOUR, 0.0)]
     assert [round((worker.do("time.time()") - time.time()) / HOUR) for worker in crowd] == [1, -1, 0]
     for worker in crowd:
         worker.do("start(1, watch, lambda: str(breaker.state))")

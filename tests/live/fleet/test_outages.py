@@ -23,7 +23,7 @@ def small_disk(tmp_path):
     words = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
     is_mounted = os.geteuid() == 0 and subprocess.run(words, check=False).returncode == 0
     if not is_mounted:
-        print("no file system of our own may be made here: a full disk is left to test_store_trouble_live")
+        print("no file system of our own may be made here: a full disk is left to test_troubled_stores")
     yield folder, ROOM if is_mounted else 0
     if is_mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -40,7 +40,7 @@ def place(request):
 
 
 def test_no_call_fails_or_waits_whatever_happens_to_the_store_and_all_agree_afterwards(place, name, workers):
-    crowd = here, there = workers(2, place.url, name, failure_threshold=1_000)
+    crowd = here, there = workers(2, "breaker", place.url, name, failure_threshold=1_000)
     crowd.do("call(int, canary)")
     crowd.do("start(5, load)")
     began = time.monotonic()

@@ -32,7 +32,15 @@ def referee(tmp_path):
 @pytest.mark.parametrize("limit", [1, 3])
 def test_probes_of_eight_processes_of_eight_threads_stay_within_the_limit(url, name, workers, referee, down, limit):
     crowd = workers(
-        8, url, name, failure_threshold=1, timeout=1.0, probe_lease=60.0, max_requests=limit, success_threshold=3
+        8,
+        "breaker",
+        url,
+        name,
+        failure_threshold=1,
+        timeout=1.0,
+        probe_lease=60.0,
+        max_requests=limit,
+        success_threshold=3,
     )
     assert crowd[0].do("call(failing)") == "failed"
     for worker in crowd:
@@ -52,7 +60,7 @@ def test_probes_of_eight_processes_of_eight_threads_stay_within_the_limit(url, n
 
 
 def test_the_probe_of_a_killed_process_is_taken_over(url, name, workers, referee, down):
-    crowd = workers(3, url, name, failure_threshold=1, timeout=2.0, max_requests=1, success_threshold=1)
+    crowd = workers(3, "breaker", url, name, failure_threshold=1, timeout=2.0, max_requests=1, success_threshold=1)
     assert crowd[0].do("call(failing)") == "failed"
     for worker in crowd:
         eventually(lambda worker=worker: worker.state == "open")
@@ -76,7 +84,7 @@ def test_a_process_stopped_for_half_a_minute_loses_its_probe_and_brings_no_burst
     """On all stores at once: thirty seconds are long."""
     teams = {}
     for kind, url in (("file", f"file://{tmp_path}/state"), ("redis", valkey_url), ("postgres", postgres_dsn)):
-        crowd = workers(2, url, name, failure_threshold=1, timeout=1.0, max_requests=1, success_threshold=1)
+        crowd = workers(2, "breaker", url, name, failure_threshold=1, timeout=1.0, max_requests=1, success_threshold=1)
         referee = Referee(tmp_path / kind)
         assert crowd[0].do("call(failing)") == "failed"
         crowd.do(f"start(8, Visits({str(referee.path)!r}, {str(down)!r}, 0.4))")

@@ -1,23 +1,23 @@
-"""Several processes with one breaker on one store, and a referee who trusts none of them."""
+"""Several processes on one store, and a referee who trusts none of them."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from resilience.testing import eventually
-
 PATIENCE = 30.0
-SCRIPT = Path(__file__).with_name("fleet_worker.py")
+KIT = Path(__file__).parent
 
 
 class Worker:
-    """A process of `fleet_worker.py`: evaluates there what it is told."""
+    """A process of the script `{kind}_worker.py`: evaluates there what it is told."""
 
-    def __init__(self, url, name, skew=0.0, **settings):
-        told = json.dumps({"url": url, "name": name, "skew": skew, **settings})
+    def __init__(self, kind, **told):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(SCRIPT), told], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-W", "error", str(KIT / f"{kind}_worker.py"), json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def tell(self, expression):
@@ -49,12 +49,6 @@ class Crowd(list):
         for worker in self:
             worker.tell(expression)
         return [worker.answer() for worker in self]
-
-    def join_in(self):
-        """Waits until each of them hears of what the others do."""
-        self.do("breaker.state")
-        for worker in self:
-            eventually(lambda worker=worker: worker.do("store.link.state == 'ready' and store.link._epoch is not None"))
 
 
 class Referee:

@@ -1,4 +1,7 @@
-"""A store of each kind, and what can happen to it: each of `faults` is a context manager that does it and undoes it."""
+"""A store of each kind, and what can happen to it: each of `faults` is a context manager that does it and undoes it.
+
+`away` is the one that hangs, `empty()` takes out what is in it.
+"""
 
 import contextlib
 import os
@@ -49,9 +52,11 @@ class FilePlace:
             holder.kill()
             holder.communicate()
 
+    away = held
+
     @contextlib.contextmanager
     def deleted(self):
-        self._empty()
+        self.empty()
         yield
 
     @contextlib.contextmanager
@@ -62,7 +67,7 @@ class FilePlace:
             other.write_bytes(os.urandom(20_000))
             other.replace(path)
         yield
-        self._empty()
+        self.empty()
 
     @contextlib.contextmanager
     def overwritten(self):
@@ -72,9 +77,9 @@ class FilePlace:
                 with open(path, "r+b") as file:
                     file.write(os.urandom(max(path.stat().st_size, 1)))
         yield
-        self._empty()
+        self.empty()
 
-    def _empty(self):
+    def empty(self):
         for path in self.folder.iterdir():
             path.unlink()
 
@@ -134,9 +139,14 @@ class RedisPlace:
         finally:
             self.server.process.send_signal(signal.SIGCONT)
 
+    away = stopped
+
+    def empty(self):
+        self.command("FLUSHALL")
+
     @contextlib.contextmanager
     def flushed(self):
-        self.command("FLUSHALL")
+        self.empty()
         yield
 
     @contextlib.contextmanager
@@ -203,9 +213,14 @@ class PostgresPlace:
         finally:
             self._send(signal.SIGCONT)
 
+    away = stopped
+
+    def empty(self):
+        self.execute(f"TRUNCATE {TABLE}")
+
     @contextlib.contextmanager
     def emptied(self):
-        self.execute(f"TRUNCATE {TABLE}")
+        self.empty()
         yield
 
     @contextlib.contextmanager

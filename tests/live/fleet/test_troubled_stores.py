@@ -1,17 +1,15 @@
 """Stores that are killed, stopped, emptied or filled with garbage: no call fails or waits, and all agree afterwards."""
 
-import contextlib
 import logging
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import uuid
 
 import pytest
+from places import FilePlace, PostgresPlace, RedisPlace
 
 from resilience import (
     Bulkhead,
@@ -34,103 +32,14 @@ def failing():
     raise ConnectionError("refused")
 
 
-class File:
-    """A file store and what can be done to it."""
-
-    def __init__(self, folder):
-        self.path = f"{folder}/state"
-        self.url = f"file://{self.path}"
-
-    def empty(self):
-        for name in os.listdir(os.path.dirname(self.path)):
-            os.unlink(os.path.join(os.path.dirname(self.path), name))
-
-    @contextlib.contextmanager
-    def away(self):
-        """Somebody holds the lock of the file and is stopped."""
-        code = (
-            "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
-            "c.execute('BEGIN IMMEDIATE'); print('held', flush=True); time.sleep(600)"
-        )
-        holder = subprocess.Popen([sys.executable, "-c", code, self.path], stdout=subprocess.PIPE, text=True)
-        try:
-            assert holder.stdout.readline() == "held\n"
-            holder.send_signal(signal.SIGSTOP)
-            yield
-        finally:
-            holder.kill()
-            holder.wait()
-            holder.stdout.close()
-
-
-class Redis:
-    """A Redis store of its own."""
-
-    def __init__(self, server):
-        self.server = server
-        self.url = server.url
-
-    def empty(self):
-        self.command("FLUSHALL")
-
-    def command(self, *words):
-        import redis
-
-        with redis.Redis.from_url(self.url) as client:
-            return client.execute_command(*words)
-
-    @contextlib.contextmanager
-    def away(self):
-        self.server.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.server.process.send_signal(signal.SIGCONT)
-
-
-class Postgres:
-    """A PostgreSQL store of its own."""
-
-    def __init__(self, server):
-        self.server = server
-        self.url = server.dsn
-
-    def empty(self):
-        import psycopg2
-
-        connection = psycopg2.connect(self.url)
-        connection.autocommit = True
-        try:
-            connection.cursor().execute("TRUNCATE resilience_state_1")
-        finally:
-            connection.close()
-
-    @contextlib.contextmanager
-    def away(self):
-        stopped = [self.server.postmaster, *self.server.backends()]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-
-
 @pytest.fixture(params=["file", "redis", "postgres"])
 def place(request, tmp_path):
     """A store of each kind that may be mistreated."""
     if request.param == "file":
-        (tmp_path / "store").mkdir()
-        return File(tmp_path / "store")
+        return FilePlace(tmp_path)
     if request.param == "redis":
-        return Redis(request.getfixturevalue("own_valkey"))
-    return Postgres(request.getfixturevalue("own_postgres"))
-
-
-@pytest.fixture
-def name():
-    return uuid.uuid4().hex
+        return RedisPlace(request.getfixturevalue("own_valkey"))
+    return PostgresPlace(request.getfixturevalue("own_postgres"))
 
 
 class Load:
@@ -269,7 +178,7 @@ def test_an_emptied_store_is_written_again(place, name):
 
 
 def test_a_killed_server_is_found_again_empty(own_valkey, name):
-    place = Redis(own_valkey)
+    place = RedisPlace(own_valkey)
     config = CircuitBreakerConfig(failure_threshold=2, timeout=600.0)
     with open_store(place.url) as store:
         breaker = CircuitBreaker(name, config, store=store)
@@ -301,7 +210,7 @@ def test_a_database_that_restarts_is_found_again(own_postgres, name):
 
 
 def test_garbage_under_a_key_is_replaced(own_valkey, name):
-    place = Redis(own_valkey)
+    place = RedisPlace(own_valkey)
     with open_store(place.url) as store:
         breaker = CircuitBreaker(name, CircuitBreakerConfig(failure_threshold=2), store=store)
         assert breaker.call(lambda: 1) == 1

@@ -1,15 +1,14 @@
-"""A process with a breaker of its own on a shared store, told line by line what to do: see `fleet.Worker`."""
+"""A process with a breaker on a shared store, its wall clock maybe off."""
 
 import ctypes
-import json
 import logging
 import os
-import sys
 import threading
 import time
 
-told = json.loads(sys.argv[1])
-skew = told.pop("skew")
+from serving import serve, told, when
+
+skew = told.pop("skew", 0.0)
 if skew:  # before anything of the toolkit has looked at the clock
     wall, wall_ns = time.time, time.time_ns
     time.time = lambda: wall() + skew
@@ -76,15 +75,6 @@ def take(count):
         except CircuitOpenError:
             pass
     return taken
-
-
-def when(condition, patience=30.0):
-    """The moment at which the condition was first seen to hold."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, "not seen in time"
-        time.sleep(0.001)
-    return time.monotonic()
 
 
 def start(count, work, *arguments):
@@ -178,9 +168,6 @@ class Load:
 
 
 load = Load(50)
-for line in sys.stdin:
-    try:
-        answer = eval(line)
-    except Exception as error:
-        answer = f"{type(error).__name__}: {error}"
-    print(json.dumps(answer), flush=True)
+str(breaker.state)  # it looks at its store from now on
+when(lambda: store.link.state == "ready" and store.link._epoch is not None)
+serve(globals())
