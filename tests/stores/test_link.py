@@ -2,15 +2,16 @@
 
 import logging
 import threading
-import time
 
 import pytest
 
+from resilience.core.clock import SystemClock
 from resilience.core.errors import StoreUnavailable
 from resilience.stores import link as links
 from resilience.stores.link import link_to
 from resilience.stores.memory import MemoryStore
 from resilience.stores.port import Contended
+from resilience.testing import eventually
 
 
 class Counting(MemoryStore):
@@ -76,23 +77,33 @@ def test_a_store_that_others_keep_busy_is_not_away(link, store, caplog):
     assert caplog.records == []
 
 
+class Jumping(SystemClock):
+    """The system's clock, which jumps ahead like that of a process that was stopped."""
+
+    ahead = 0.0
+
+    def monotonic(self):
+        return super().monotonic() + self.ahead
+
+
 def test_a_process_that_was_stopped_asks_once_more(link, store, monkeypatch, caplog):
-    monkeypatch.setattr(links, "GIVE_UP", 0.01)
-    monkeypatch.setattr(links, "STOPPED", 0.01)
-    link.patience = 0.1
+    clock = Jumping()
+    monkeypatch.setattr(links, "SYSTEM", clock)
 
     def stopped():
-        time.sleep(0.15)
+        clock.ahead += links.GIVE_UP + links.STOPPED + link.patience
         return StoreUnavailable("did not answer in time")
 
+    store.may_go.clear()
     store.errors = [stopped]
     answers = []
     hand_in(link, "stopped", 1, answers)
+    store.may_go.set()
     assert link.flush(10.0)
     assert answers == [(1, 0)]
     assert caplog.records == []
+    store.may_go.clear()
     store.errors = [stopped, stopped]
     hand_in(link, "stopped", 2, answers)
-    until = time.monotonic() + 10.0
-    while link.state != "away":
-        assert time.monotonic() < until
+    store.may_go.set()
+    eventually(lambda: link.state == "away")

@@ -56,11 +56,16 @@ def settled(*bulkheads):
         assert link_of(bulkhead).flush(20.0)
 
 
+def is_asking(bulkhead):
+    with bulkhead._changed:
+        return bulkhead.shared._is_asking_held()
+
+
 def renew(bulkhead):
     before = bulkhead.shared._turn
     bulkhead.shared._renewed_at = float("-inf")
     bulkhead.shared.renew()
-    eventually(lambda: bulkhead.shared._turn > before and not bulkhead.shared._is_asking_held())
+    eventually(lambda: bulkhead.shared._turn > before and not is_asking(bulkhead))
 
 
 def leased(bulkhead):
@@ -286,10 +291,9 @@ def test_a_bulkhead_at_rest_asks_nobody(crowd, limit, inside):
     for bulkhead in (one, two):
         for _ in range(bulkhead.in_flight):
             bulkhead.release()
-    time.sleep(0.2)
-    before = one.shared._turn + two.shared._turn
-    time.sleep(0.3)
-    assert one.shared._turn + two.shared._turn <= before + 2  # the clerk renews once a second
+    eventually(lambda: not is_asking(one) and not is_asking(two))
+    with one._changed, two._changed:
+        assert one.shared.settle_held() is two.shared.settle_held() is None
 
 
 def test_the_end_of_the_process_gives_back_what_is_not_in_use(crowd):
