@@ -7,23 +7,69 @@ deadline for who asks, the counters - each as single statements, which are exact
 
 from __future__ import annotations
 
+import sys
 from types import CoroutineType
 
 from .core.context import around, context_seen, enter_lane, leave_lane
-from .core.pipeline import Call, refuse_awaitable
+from .core.pipeline import Call, compose, express_lead, invoke, refuse_awaitable
 from .core.signature import Template
 from .monitoring.histogram import SPLIT
 from .strategies.nesting import register_owner
 
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, ParamSpec, TypeVar
 
-    from .operation import Lane, Operation
+    from .operation import Operation
+    from .parts import Parts
+    from .strategies.bulkhead import Bulkhead
 
     P = ParamSpec("P")
     R = TypeVar("R")
+
+
+class Lane:
+    """What the express lane of an operation looks at (see `_LANE`): its parts, taken apart."""
+
+    __slots__ = ("_guards", "_remainder", "lead", "parts")
+
+    def __init__(self, operation: Operation, parts: Parts, lead: Any) -> None:
+        clock, stats = operation.clock, operation.stats
+        self._guards = parts
+        self._remainder: Callable[[Call], Any] | None = None
+        self.lead = lead
+        entry = (operation.name, parts.total, parts.timeout, clock)
+        self.parts = (lead, parts.bulkhead, parts.limiter, clock.monotonic, entry, stats.durations.counts, stats)
+
+    @property
+    def bulkhead(self) -> Bulkhead | None:
+        """The bulkhead that a call of this lane has its slot from."""
+        return self._guards.bulkhead
+
+    def remainder(self, operation: Operation) -> Callable[[Call], Any]:
+        """What guards the rest of a call whose first attempt failed: all but its slot."""
+        if self._remainder is None:
+            inner = operation.strategies(self._guards.replaced(bulkhead=None), "caller")
+            self._remainder = compose(inner, invoke)
+        return self._remainder
+
+    @classmethod
+    def of(cls, operation: Operation, isolation: str) -> Lane | None:
+        """The lane of an operation; None where its attempts hop to another thread or something wants each call."""
+        parts = operation.parts
+        if not HAS_GIL or parts.fallback is not None or (isolation != "caller" and parts.timeout is not None):
+            return None
+        if any(part is not None and part.shared is not None for part in (parts.limiter, parts.bulkhead)):
+            return None
+        if parts.policy is not None and (parts.policy.retry_on_result is not None or parts.policy.budget is not None):
+            return None
+        return cls(operation, parts, HEALTHY if parts.breaker is None else express_lead((parts.breaker,)))
+
+
+HEALTHY = express_lead(())  # stands for the breaker of every operation that has none
+LANES = {None: 1, "caller": 2}  # of an operation's own isolation, and of calls in the caller's thread
 
 
 def _guarded(operation: Operation, isolation: str | None, fn: Any, args: Any, kwargs: Any) -> Any:

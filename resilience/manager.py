@@ -17,7 +17,8 @@ from .core.events import EventStream
 from .core.forks import afresh_in_children, living
 from .core.pipeline import Call, refuse_async
 from .lane import express
-from .operation import Operation, OperationResult, Parts, Surroundings
+from .operation import Operation, OperationResult
+from .parts import Parts, Surroundings
 from .registry import Registry
 
 TYPE_CHECKING = False

@@ -1,175 +1,25 @@
-"""One named operation: its parts, the pipeline built from them, and what its calls came to.
-
-The order is that of the contract, outermost first: fallback, bulkhead, total deadline, retry, breaker, rate limit,
-attempt timeout, function. The total deadline is armed on entry, before everything.
-"""
+"""One named operation: its parts, the pipeline built from them, and what its calls came to."""
 
 from __future__ import annotations
-
-import sys
 
 from .core import context as ambient
 from .core import lifecycle
 from .core.context import OperationContext
 from .core.errors import CallRejected, DeadlineExceeded, OperationCancelled, ShutdownInProgress
 from .core.history import AttemptHistory, add_note, attach, history
-from .core.pipeline import Call, Pipeline, compose, express_lead, invoke
+from .core.pipeline import Call, Pipeline, compose
+from .lane import LANES, Lane
 
-HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .core.clock import Clock
-    from .core.events import EventStream
     from .core.pipeline import Strategy
-    from .monitoring.error_report import ErrorReport
     from .monitoring.operations import OperationStats
-    from .strategies.bulkhead import Bulkhead
-    from .strategies.circuit_breaker import CircuitBreaker
-    from .strategies.rate_limiter import RateLimiter
-    from .strategies.retry import RetryPolicy
-    from .timeouts import TimeoutManager
-    from .workers.ledger import Register
+    from .parts import Parts, Surroundings
     from .workers.processes import ProcessWorkers
     from .workers.threads import ThreadWorkers
-
-
-class Lane:
-    """What the express lane of an operation looks at (see `resilience.lane`): its parts, taken apart."""
-
-    __slots__ = ("_guards", "_remainder", "lead", "parts")
-
-    def __init__(self, operation: Operation, parts: Parts, lead: Any) -> None:
-        clock, stats = operation.clock, operation.stats
-        self._guards = parts
-        self._remainder: Callable[[Call], Any] | None = None
-        self.lead = lead
-        entry = (operation.name, parts.total, parts.timeout, clock)
-        self.parts = (lead, parts.bulkhead, parts.limiter, clock.monotonic, entry, stats.durations.counts, stats)
-
-    @property
-    def bulkhead(self) -> Bulkhead | None:
-        """The bulkhead that a call of this lane has its slot from."""
-        return self._guards.bulkhead
-
-    def remainder(self, operation: Operation) -> Callable[[Call], Any]:
-        """What guards the rest of a call whose first attempt failed: all but its slot."""
-        if self._remainder is None:
-            inner = operation.strategies(self._guards.replaced(bulkhead=None), "caller")
-            self._remainder = compose(inner, invoke)
-        return self._remainder
-
-    @classmethod
-    def of(cls, operation: Operation, isolation: str) -> Lane | None:
-        """The lane of an operation; None where its attempts hop to another thread or something wants each call."""
-        parts = operation.parts
-        if not HAS_GIL or parts.fallback is not None or (isolation != "caller" and parts.timeout is not None):
-            return None
-        if any(part is not None and part.shared is not None for part in (parts.limiter, parts.bulkhead)):
-            return None
-        if parts.policy is not None and (parts.policy.retry_on_result is not None or parts.policy.budget is not None):
-            return None
-        return cls(operation, parts, HEALTHY if parts.breaker is None else express_lead((parts.breaker,)))
-
-
-HEALTHY = express_lead(())  # stands for the breaker of every operation that has none
-LANES = {None: 1, "caller": 2}  # of an operation's own isolation, and of calls in the caller's thread
-
-
-class Surroundings:
-    """What all operations of a manager have in common."""
-
-    __slots__ = ("clock", "errors", "events", "register", "timeouts")
-
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        events: EventStream,
-        errors: ErrorReport,
-        timeouts: TimeoutManager,
-        register: Register | None = None,
-    ) -> None:
-        self.clock = clock
-        self.events = events
-        self.errors = errors
-        self.timeouts = timeouts
-        self.register = register
-
-
-class Parts:
-    """What guards one operation; None where nothing does. Times in seconds."""
-
-    __slots__ = (
-        "breaker",
-        "bulkhead",
-        "fallback",
-        "isolation",
-        "limiter",
-        "max_abandoned",
-        "memory_limit",
-        "policy",
-        "timeout",
-        "total",
-    )
-
-    def __init__(
-        self,
-        *,
-        policy: RetryPolicy | None = None,
-        breaker: CircuitBreaker | None = None,
-        bulkhead: Bulkhead | None = None,
-        limiter: RateLimiter | None = None,
-        fallback: Strategy | None = None,
-        timeout: float | None = None,
-        total: float | None = None,
-        isolation: str = "thread",
-        max_abandoned: int = 8,
-        memory_limit: int | None = None,
-    ) -> None:
-        self.policy = policy
-        self.breaker = breaker
-        self.bulkhead = bulkhead
-        self.limiter = limiter
-        self.fallback = fallback
-        self.timeout = timeout
-        self.total = total
-        self.isolation = isolation
-        self.max_abandoned = max_abandoned
-        self.memory_limit = memory_limit
-
-    def replaced(self, **changes: Any) -> Parts:
-        """A copy with these parts changed."""
-        return Parts(**{**{name: getattr(self, name) for name in self.__slots__}, **changes})
-
-    def strategies(
-        self,
-        name: str,
-        isolation: str,
-        clock: Clock,
-        events: EventStream,
-        workers: ThreadWorkers | ProcessWorkers | None,
-    ) -> tuple[Any, ...]:
-        """The strategies in their order, outermost first."""
-        from .strategies.retry import Retry
-        from .strategies.timeout import Timeout
-
-        retry = None if self.policy is None else Retry(self.policy, name=name, clock=clock, events=events)
-        timeout = None
-        if self.timeout is not None:
-            timeout = Timeout(
-                self.timeout,
-                isolation=isolation,
-                max_abandoned=self.max_abandoned,
-                name=name,
-                clock=clock,
-                events=events,
-                workers=workers,
-            )
-        every = (self.fallback, self.bulkhead, retry, self.breaker, self.limiter, timeout)
-        return tuple(part for part in every if part is not None)
 
 
 class OperationResult:

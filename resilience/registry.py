@@ -7,7 +7,8 @@ import weakref
 
 from .core.errors import ConfigError
 from .core.forks import afresh_in_children
-from .operation import Operation, Parts
+from .operation import Operation
+from .parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

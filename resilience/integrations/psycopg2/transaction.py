@@ -14,7 +14,7 @@ from ...core.pipeline import Call, refuse_async
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ...operation import Parts
+    from ...parts import Parts
     from ...strategies.circuit_breaker import CircuitBreaker
     from .connection import ResilientConnection
     from .pool import ResilientPool

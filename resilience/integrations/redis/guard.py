@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from ...core.context import OperationContext
     from ...manager import ErrorRecoveryManager
-    from ...operation import Operation, Parts
+    from ...operation import Operation
+    from ...parts import Parts
     from .commands import Wait
     from .connection import Scope
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ...core.context import OperationContext
     from ...manager import ErrorRecoveryManager
-    from ...operation import Parts
+    from ...parts import Parts
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110, 9.2.2
 REFUSED_UNDONE = (429, 503)  # RFC 6585, 4 and RFC 9110, 15.6.4: nothing was done, come back later
