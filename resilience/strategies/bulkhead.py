@@ -252,7 +252,7 @@ class Bulkhead:
         """Takes a slot for the body that a call abandoned with `error`, until it ends; nothing for other errors."""
         if error is None or getattr(error, "_resilience_lost", None) is None:
             return
-        from ..workers.threads import when_ended
+        from ..workers.thread_task import when_ended
 
         def ended() -> None:
             with self._lock:

@@ -6,7 +6,7 @@ import threading
 
 from ..core.stacks import stacks_of
 from .ledger import LEDGER, Abandoned
-from .threads import WorkerThread
+from .worker_thread import WorkerThread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

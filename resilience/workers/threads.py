@@ -7,7 +7,6 @@ exit (all threads are daemons and none is known to `concurrent.futures`' exit ho
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import os
 import sys
@@ -18,107 +17,26 @@ from concurrent.futures import Executor, Future
 
 from ..core.clock import SYSTEM
 from ..core.context import attempt_gate, context_for_a_thread, current, retry_owner
-from ..core.errors import (
-    CallRejected,
-    DeadlineExceeded,
-    OperationCancelled,
-    ShutdownInProgress,
-    WorkersExhausted,
-    require_count,
-)
+from ..core.errors import CallRejected, WorkersExhausted, require_count
 from ..core.forks import living
 from ..core.lifecycle import on_shutdown, stopping
 from ..core.stacks import stacks_of
 from .ledger import LEDGER, Abandoned
+from .thread_task import ABANDONED, DONE, QUEUED, WITHDRAWN, Task, mark_lost
+from .worker_thread import END, Worker, WorkerThread, idle_threads, live
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import Any
 
     from ..core.clock import Clock
-    from ..core.context import OperationContext
-    from ..resources.handles import Owned
     from .ledger import Register
-
-    E = TypeVar("E", bound=BaseException)
 
 MAX_WORKERS = 128  # threads of one operation
 MAX_ABANDONED = 8  # calls of one operation that may run on after their deadline
 IDLE_SECONDS = 30.0  # an idle thread ends after this long
 MAX_IDLE = 256  # idle threads of the process: 6 MB, however many operations were called a moment ago
-POLL = 0.002  # real seconds between two looks at a clock that is not the system's
-
-QUEUED, RUNNING, DONE, ABANDONED, WITHDRAWN = range(5)
-
-
-class _Task:
-    """One call on its way to a worker and back."""
-
-    __slots__ = (
-        "args",
-        "context",
-        "done",
-        "entry",
-        "error",
-        "fn",
-        "interrupted",
-        "kwargs",
-        "on_end",
-        "state",
-        "value",
-        "worker",
-    )
-
-    def __init__(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: contextvars.Context
-    ) -> None:
-        self.fn = fn
-        self.args = args
-        self.kwargs = kwargs
-        self.context = context
-        self.state = QUEUED
-        self.done = _locked()  # released when the call has ended
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.worker: _Worker | None = None
-        self.entry: Abandoned | None = None
-        self.interrupted = False
-        self.on_end: list[Callable[[], object]] | None = []  # None once the call has ended
-
-
-def _interrupt_held(task: _Task) -> None:
-    """Wakes the caller of a task that has not ended; who holds the lock."""
-    if task.state in (QUEUED, RUNNING) and not task.interrupted:
-        task.interrupted = True
-        task.done.release()
-
-
-def _locked() -> Any:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-class WorkerThread(threading.Thread):
-    """A thread of a set of workers; `owned` is how it is registered."""
-
-    owned: Owned | None = None
-
-
-class _Worker:
-    """An idle or busy thread: `wake` is released when `task` holds its next call (None: end).
-
-    `owner` keeps the set of workers alive while there is a task to run; an idle thread does not hold it.
-    """
-
-    __slots__ = ("owner", "task", "thread", "wake")
-
-    def __init__(self) -> None:
-        self.owner: ThreadWorkers | None = None
-        self.task: _Task | None = None
-        self.wake = _locked()
-        self.thread: WorkerThread | None = None
 
 
 class ThreadWorkers(Executor):
@@ -150,9 +68,9 @@ class ThreadWorkers(Executor):
         _all_sets.add(self)
 
     def _fresh(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._queue: deque[_Task] | None = None  # most sets of many never have one
+        self.lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._queue: deque[Task] | None = None  # most sets of many never have one
         self._workers = 0
         self._abandoned = 0
         self._closed = False
@@ -184,7 +102,7 @@ class ThreadWorkers(Executor):
         """
         context = context_for_a_thread()
         context.run(retry_owner.set, (sys._getframe(1), retry_owner.get()))
-        task = _Task(fn, args, {} if kwargs is None else kwargs, context)
+        task = Task(fn, args, {} if kwargs is None else kwargs, context)
         operation = current()
         detach = operation.on_cancel(functools.partial(self._interrupt, task)) if operation is not None else None
         _waited_for[task] = self
@@ -192,17 +110,17 @@ class ThreadWorkers(Executor):
             if stopping():  # looked at once it is known to be waited for: a shutdown sees it, or we see the shutdown
                 self._interrupt(task)
             self._dispatch(task)  # from here to the wait nothing is to be done: the worker needs the GIL that we hold
-            ended = self._wait(task, timeout, clock)
+            ended = task.wait(timeout, clock)
         except BaseException as error:  # KeyboardInterrupt in the caller: the call is nobody's now
             self._give_up(task)
-            self._mark_lost(error, task)
+            mark_lost(error, self.lock, task)
             raise
         finally:
             _waited_for.pop(task, None)
             if detach is not None:
                 detach()
         if (not ended or task.interrupted) and self._give_up(task):
-            raise self._mark_lost(self._why_given_up(task, timeout, operation), task)
+            raise mark_lost(task.why_given_up(self.name, timeout, operation), self.lock, task)
         if task.error is not None:
             try:
                 raise task.error
@@ -210,35 +128,24 @@ class ThreadWorkers(Executor):
                 task.error = None
         return task.value
 
-    @staticmethod
-    def _wait(task: _Task, timeout: float | None, clock: Clock) -> bool:
-        """Waits for the end of the task on any clock, or until the operation is cancelled or the process stops."""
-        if clock is SYSTEM:
-            return bool(task.done.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)))
-        end = None if timeout is None else clock.monotonic() + timeout
-        while not task.done.acquire(True, POLL):
-            if end is not None and clock.monotonic() >= end:
-                return False
-        return True
-
-    def _interrupt(self, task: _Task) -> None:
+    def _interrupt(self, task: Task) -> None:
         """Wakes the caller of a task that has not ended."""
-        with self._lock:
-            _interrupt_held(task)
+        with self.lock:
+            task.interrupt_held()
 
-    def _dispatch(self, task: _Task) -> None:
+    def _dispatch(self, task: Task) -> None:
         """Hands the task to an idle worker, a new one or the queue."""
-        with self._lock:
+        with self.lock:
             if self._closed:
                 raise RuntimeError(f"workers of {self.name!r} are shut down")
             if self._abandoned >= self.max_abandoned and self._abandoned:
                 raise WorkersExhausted(name=self.name, abandoned=self._abandoned)
             if self._idle:
                 worker = self._idle.pop()
-                _idle_threads.pop(worker, None)
+                idle_threads.pop(worker, None)
                 worker.task, worker.owner = task, self
             elif self._workers < self.max_workers:
-                worker = _Worker()
+                worker = Worker()
                 worker.task, worker.owner = task, self
                 self._workers += 1
                 self._numbers += 1
@@ -253,25 +160,25 @@ class ThreadWorkers(Executor):
         else:
             self._start(worker, number)
 
-    def _start(self, worker: _Worker, number: int) -> None:
+    def _start(self, worker: Worker, number: int) -> None:
         name = f"{self.name}-{number}"
         worker.thread = thread = WorkerThread(
-            target=_live, args=(weakref.ref(self), worker, self._idle_seconds), name=name, daemon=True
+            target=live, args=(weakref.ref(self), worker, self._idle_seconds), name=name, daemon=True
         )
         try:
             if self._register is not None:
                 thread.owned = self._register("thread", name)
             thread.start()
         except BaseException:
-            with self._lock:
+            with self.lock:
                 self._workers -= 1
             if thread.owned is not None:
                 thread.owned()
             raise
 
-    def _give_up(self, task: _Task) -> bool:
+    def _give_up(self, task: Task) -> bool:
         """Withdraws a queued task or abandons a running one; False when it has just ended."""
-        with self._lock:
+        with self.lock:
             if task.state == DONE:
                 return False
             if task.state == QUEUED:
@@ -292,19 +199,14 @@ class ThreadWorkers(Executor):
         self._start_next()
         return True
 
-    def _mark_lost(self, error: E, task: _Task) -> E:
-        if task.state == ABANDONED:
-            setattr(error, _LOST, (self._lock, task))
-        return error
-
     def _start_next(self) -> None:
         """Gives the head of the queue to a new worker where there is room for one."""
         while True:
-            with self._lock:
+            with self.lock:
                 if not self._queue or self._workers >= self.max_workers:
                     return None
                 task = self._queue.popleft()
-                worker = _Worker()
+                worker = Worker()
                 worker.task, worker.owner = task, self
                 self._workers += 1
                 self._numbers += 1
@@ -316,9 +218,9 @@ class ThreadWorkers(Executor):
                 if self._workers:
                     return None
 
-    def _fail(self, task: _Task, error: Exception) -> None:
+    def _fail(self, task: Task, error: Exception) -> None:
         """Ends a task that cannot be started."""
-        with self._lock:
+        with self.lock:
             if task.state != QUEUED:
                 return
             task.state = DONE
@@ -328,40 +230,29 @@ class ThreadWorkers(Executor):
         if task.fn is _run_for and task.args[0].set_running_or_notify_cancel():
             task.args[0].set_exception(error)
 
-    def _why_given_up(
-        self, task: _Task, timeout: float | None, operation: OperationContext | None
-    ) -> DeadlineExceeded | OperationCancelled | ShutdownInProgress:
-        if task.interrupted:
-            if operation is not None and operation.cancelled:
-                return OperationCancelled(name=self.name, reason=operation.reason)
-            if stopping():
-                return ShutdownInProgress(f"shutdown in progress, {self.name!r} was given up")
-            return OperationCancelled(name=self.name)
-        if task.state == WITHDRAWN:
-            return DeadlineExceeded(name=self.name, timeout=timeout, elapsed=timeout, phase="queued", reclaimed=True)
-        stack = task.entry.stack if task.entry is not None else ""
-        return DeadlineExceeded(
-            name=self.name, timeout=timeout, elapsed=timeout, phase="running", reclaimed=False, stack=stack
-        )
-
     # -- the worker's side -----------------------------------------------------------------------------------------
 
-    def _next_held(self, worker: _Worker) -> Any:
-        """The worker's next task; None when it is idle from now on, `_END` when it ends."""
+    def next_held(self, worker: Worker) -> Any:
+        """The worker's next task; None when it is idle from now on, `END` when it ends."""
         worker.task = None
         if self._queue:
             return self._queue.popleft()
         worker.owner = None
-        if self._closed or len(_idle_threads) >= MAX_IDLE:
+        if self._closed or len(idle_threads) >= MAX_IDLE:
             self._workers -= 1
-            return _END
+            return END
         self._idle.append(worker)
-        _idle_threads[worker] = None
+        idle_threads[worker] = None
         return None
 
-    def _retire(self, worker: _Worker) -> bool:
+    def end_abandoned_held(self) -> None:
+        """Counts the end of a call that was given up."""
+        self._abandoned -= 1
+        self.late_results += 1
+
+    def retire(self, worker: Worker) -> bool:
         """Lets an idle worker end; False when a task has reached it meanwhile."""
-        with self._lock:
+        with self.lock:
             if worker not in self._idle:
                 return False
             self._idle.remove(worker)
@@ -376,13 +267,13 @@ class ThreadWorkers(Executor):
         context = context_for_a_thread()
         context.run(retry_owner.set, None)
         context.run(attempt_gate.set, None)  # it is no attempt of the item that submits it
-        task = _Task(_run_for, (future, fn, args, kwargs), {}, context)
+        task = Task(_run_for, (future, fn, args, kwargs), {}, context)
         self._dispatch(task)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Refuses new calls; with `wait` lets running and queued ones end, with `cancel_futures` drops queued ones."""
-        with self._lock:
+        with self.lock:
             self._closed = True
             dropped = list(self._queue or ()) if cancel_futures else []
             if cancel_futures:
@@ -396,8 +287,8 @@ class ThreadWorkers(Executor):
                 task.args[0].cancel()
                 task.args[0].set_running_or_notify_cancel()
             else:
-                with self._lock:
-                    _interrupt_held(task)
+                with self.lock:
+                    task.interrupt_held()
         while wait and self._workers:
             SYSTEM.sleep(0.005)
 
@@ -416,104 +307,12 @@ def _run_for(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...],
         future.set_result(value)
 
 
-def _live(owner: weakref.ref[ThreadWorkers], worker: _Worker, idle_seconds: float) -> None:
-    """The life of a worker thread, from its first call to its end."""
-    try:
-        _work(owner, worker, idle_seconds)
-    finally:
-        _idle_threads.pop(worker, None)
-        if worker.thread is not None and worker.thread.owned is not None:
-            worker.thread.owned()
-
-
-def _work(owner: weakref.ref[ThreadWorkers], worker: _Worker, idle_seconds: float) -> None:
-    """Runs calls until there are none, or one was abandoned."""
-    task = worker.task
-    while True:
-        if task is None:
-            woken = worker.wake.acquire(True, idle_seconds)
-            task = worker.task
-            if task is None:
-                workers = owner()
-                if workers is None or woken or workers._retire(worker):
-                    return
-                worker.wake.acquire()
-                task = worker.task
-                if task is None:
-                    return
-        workers = worker.owner
-        assert workers is not None
-        task = _serve(workers, worker, task)
-        del workers
-        if task is _END:
-            return
-
-
-_END: Any = object()
-
-
-def _serve(workers: ThreadWorkers, worker: _Worker, task: _Task) -> Any:
-    """Runs one task; gives the next one, None to wait for it, or `_END` when the thread was abandoned."""
-    lock = workers._lock
-    with lock:
-        if task.state != QUEUED:  # it was withdrawn
-            return workers._next_held(worker)
-        task.state, task.worker = RUNNING, worker
-    try:
-        task.value = task.context.run(task.fn, *task.args, **task.kwargs)
-    except BaseException as error:
-        task.error = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
-    with lock:
-        abandoned = task.state == ABANDONED
-        if abandoned:
-            workers._abandoned -= 1
-            workers.late_results += 1
-            worker.owner = None
-            following = _END
-        else:
-            task.state = DONE
-            following = workers._next_held(worker)
-    if abandoned:
-        _bury(lock, task)
-    elif not task.interrupted:
-        task.done.release()
-    return following
-
-
-def when_ended(error: BaseException, callback: Callable[[], object]) -> None:
-    """Calls `callback` once the abandoned call behind `error` has ended; at once where nothing was abandoned."""
-    lost: tuple[Any, _Task] | None = getattr(error, _LOST, None)
-    if lost is not None:
-        lock, task = lost
-        with lock:
-            if task.on_end is not None:
-                task.on_end.append(callback)
-                return
-    callback()
-
-
-_LOST = "_resilience_lost"
-
-
-def _bury(lock: Any, task: _Task) -> None:
-    """Ends an abandoned call: its late answer is dropped, and who waits for its end is told."""
-    while task.entry is None:  # the caller is just composing it
-        SYSTEM.sleep(0.001)
-    LEDGER.ended(task.entry)
-    task.value = task.error = None
-    with lock:
-        told, task.on_end = task.on_end, None
-    for callback in told or ():
-        callback()
-
-
 def _stack_of(thread: threading.Thread) -> str:
     ident = thread.ident or -1
     return stacks_of((ident,)).get(ident, "")
 
 
-_idle_threads: dict[_Worker, None] = {}  # of all sets; single statements, so without a lock
-_waited_for: dict[_Task, ThreadWorkers] = {}  # what blocking calls wait for; single statements, so without a lock
+_waited_for: dict[Task, ThreadWorkers] = {}  # what blocking calls wait for; single statements, so without a lock
 _all_sets: weakref.WeakSet[ThreadWorkers] = weakref.WeakSet()
 
 
@@ -540,7 +339,7 @@ def _on_shutdown() -> None:
 
 def _after_fork() -> None:
     _waited_for.clear()
-    _idle_threads.clear()
+    idle_threads.clear()
     for workers in living(_all_sets):
         workers._fresh()
     on_shutdown(_on_shutdown)  # the child has forgotten its parent's

@@ -22,7 +22,8 @@ from resilience.core.errors import (
 from resilience.testing import Gate, ManualClock, eventually
 from resilience.workers import threads
 from resilience.workers.ledger import LEDGER
-from resilience.workers.threads import ThreadWorkers, when_ended
+from resilience.workers.thread_task import when_ended
+from resilience.workers.threads import ThreadWorkers
 
 COLOUR = contextvars.ContextVar("colour", default="none")
 
