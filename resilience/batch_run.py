@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sized
 
 from .agent import presence
 from .agent.sources import of_fan_out
+from .batch_unique import Unique
 from .core import context as ambient
 from .core import lifecycle
 from .core.clock import SYSTEM
@@ -98,7 +99,7 @@ class Run:
             self.remote = Remote(fn, executor)
             max_workers = max_workers or self.remote.workers
         self.is_collection = key is None and isinstance(items, (list, tuple, range, set, frozenset, dict, deque))
-        self.unique = None if key is None else _Unique(items, key)
+        self.unique = None if key is None else Unique(items, key)
         is_degraded = manager is not None and manager.in_degradation_mode
         workers = 1 if is_degraded or self.in_caller else max_workers or min(32, (os.cpu_count() or 1) + 4)
         self.workers = max(1, min(workers, len(items))) if isinstance(items, Sized) else workers
@@ -329,47 +330,3 @@ def _manager_for(operation: str | None) -> ErrorRecoveryManager | None:
     if operation is not None:
         return default_manager()
     return default_manager() if default_manager.cache_info().currsize and module else None
-
-
-class _Unique:
-    """The first item of each key, lazily, and which outcome each position of the input shares."""
-
-    def __init__(self, items: Iterable[Any], key: Callable[[Any], Any]) -> None:
-        require(callable(key), "key", key, "expected a function of one item")
-        self._items = items
-        self._key = key
-        self.positions: list[int] = []  # of the first item of each key
-        self.shared: deque[tuple[int, Any]] = deque()  # index among the first ones, and the item itself
-
-    def __iter__(self) -> Iterator[Any]:
-        indices: dict[Any, int] = {}
-        for position, item in enumerate(self._items):
-            name = self._key(item)
-            index = indices.setdefault(name, len(indices))
-            if index == len(self.positions):
-                self.positions.append(position)
-                self.shared.append((index, item))
-                yield item
-            else:
-                self.shared.append((index, item))
-
-    def spread(self, slots: list[Slot]) -> list[Slot]:
-        """An outcome for each position, of those of the first items."""
-        return [(item, *slots[index][1:]) for index, item in list(self.shared) if index < len(slots)]
-
-    def follow(self, firsts: Iterator[FanOutItem]) -> Iterator[FanOutItem]:
-        """The outcomes of all positions, as those of the first items come."""
-        known: list[Slot] = []
-        position = 0
-        for first in firsts:
-            known.append(
-                (first.item, first.value, first.error, first.attempts, first.mode == "sequential", first.duration)
-            )
-            while self.shared and self.shared[0][0] < len(known):
-                index, item = self.shared.popleft()
-                yield FanOutItem(position, (item, *known[index][1:]))
-                position += 1
-        for index, item in list(self.shared):
-            if index < len(known):
-                yield FanOutItem(position, (item, *known[index][1:]))
-                position += 1
