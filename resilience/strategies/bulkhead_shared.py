@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import os
 import uuid
-import weakref
 from functools import partial
 
 from ..core.clock import SYSTEM
 from ..core.errors import StoreUnavailable
 from ..rules import leases as rules
-from ..stores.link import AWAY, READY, link_to
+from ..stores.link import AWAY, READY
+from .bulkhead_fleet import BULKHEADS, fleet_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from ..core.events import EventStream
-    from ..stores.link import Link
     from ..stores.port import Change, Store
     from .bulkhead import Bulkhead
 
     Order = tuple[int, Change]
 
-BULKHEADS = "bulkhead/"
 LEASE = 5.0  # seconds of the store's time
 RENEW_EVERY = 0.9  # seconds; the clerk comes once a second
 MARGIN = 0.5  # seconds before its end in which nobody starts on a lease
@@ -309,81 +307,5 @@ class SharedSlots:
         return self._bulkhead.events
 
 
-class Fleet:
-    """The shared bulkheads of this process in one store. Safe to share between threads."""
-
-    prefix = BULKHEADS
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self._all: weakref.WeakSet[SharedSlots] = weakref.WeakSet()
-
-    def add(self, slots: SharedSlots) -> None:
-        """Tells `slots` of changes from now on."""
-        self._all.add(slots)
-        self.link.join(self)
-        _leave_at_exit(self)
-
-    def told(self, key: str, data: Any) -> None:
-        """Some leases have changed."""
-        for slots in list(self._all):
-            if slots.key == key:
-                slots.told(data)
-
-    def store_back(self, emptied: bool) -> None:
-        """What is running needs its slots."""
-        for slots in list(self._all):
-            slots.store_back()
-
-    def store_lost(self) -> None:
-        """No answer comes any more."""
-        for slots in list(self._all):
-            slots.store_lost()
-
-    def settle(self) -> None:
-        """Nothing is decided without the store that it would have to hear of."""
-
-    def keep(self) -> None:
-        """Renews what is leased."""
-        for slots in list(self._all):
-            slots.renew()
-
-    def leave(self) -> None:
-        """Gives back what is not in use."""
-        for slots in list(self._all):
-            slots.leave()
-
-    def streams(self) -> set[EventStream]:
-        """Who hears of losing the store."""
-        return {stream for slots in list(self._all) if (stream := slots.stream()) is not None}
-
-
 def _new_name() -> str:
     return f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-
-
-def fleet_of(store: Store) -> Fleet:
-    """The one fleet of this process in the store."""
-    link = link_to(store)
-    fleet = link.members.get(BULKHEADS) or link.members.setdefault(BULKHEADS, Fleet(link))
-    assert isinstance(fleet, Fleet)
-    return fleet
-
-
-_fleets: weakref.WeakSet[Fleet] = weakref.WeakSet()
-_exit_registered = False
-
-
-def _leave_at_exit(fleet: Fleet) -> None:
-    global _exit_registered  # one registration a process, after the clerk's, so that it comes before
-    _fleets.add(fleet)
-    if not _exit_registered:
-        import atexit
-
-        _exit_registered = True
-        atexit.register(_leave)
-
-
-def _leave() -> None:
-    for fleet in list(_fleets):
-        fleet.leave()
