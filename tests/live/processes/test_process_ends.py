@@ -71,7 +71,7 @@ if __name__ == "__main__":
     method, limit = sys.argv[1], float(sys.argv[2]) or None
     workers = ProcessWorkers("hanging", max_workers=4, start_method=method)
     workers.warm(4)
-    pids = [worker.pid for worker in workers._held]
+    pids = [worker.pid for worker in workers._pool.held]
     for fn in (tasks.hang, tasks.spin_in_c, tasks.ignore_sigterm_and_hang):
         threading.Thread(target=hang, args=(workers, fn, limit), daemon=True).start()
     print(*pids, flush=True)
@@ -102,7 +102,7 @@ def test_a_worker_that_nobody_ends_ends_itself_after_the_deadline(fn):
     workers = ProcessWorkers("alone", max_workers=1)
     asleep = threading.Event()
     workers.warm()
-    (worker,) = workers._held
+    (worker,) = workers._pool.held
     worker.stack = lambda: asleep.wait(PATIENCE) and ""  # its parent has fallen asleep at the deadline
 
     def call():
@@ -132,9 +132,9 @@ if __name__ == "__main__":
     atexit.register(lambda: print("atexit ran", flush=True))
     workers = ProcessWorkers("hung", max_workers=count)
     futures = [workers.submit(tasks.ignore_sigterm_and_hang) for _ in range(count)]
-    while not all(future.running() for future in futures) or len(workers._held) < count:
+    while not all(future.running() for future in futures) or len(workers._pool.held) < count:
         time.sleep(0.01)
-    print(*[worker.pid for worker in workers._held])
+    print(*[worker.pid for worker in workers._pool.held])
     print("main ends", time.monotonic(), flush=True)
     sys.exit(7)
 """
@@ -165,7 +165,7 @@ from resilience.workers.processes import ProcessWorkers
 if __name__ == "__main__":
     workers = ProcessWorkers("interrupted", start_method=sys.argv[1])
     workers.warm()
-    print(*[worker.pid for worker in workers._held], flush=True)
+    print(*[worker.pid for worker in workers._pool.held], flush=True)
     Timeout(600.0, isolation="process", workers=workers).call(tasks.hang)
 """
 

@@ -259,7 +259,7 @@ def test_a_call_that_waits_in_the_queue_is_told_so_and_never_starts(workers, tmp
     assert (error.phase, error.reclaimed) == ("queued", True)
     assert late < 1.0
     assert not any(future.done() for future in busy)
-    for worker in list(workers._held):
+    for worker in list(workers._pool.held):
         os.kill(worker.pid, signal.SIGKILL)
     assert all(isinstance(future.exception(PATIENCE), WorkerCrashed) for future in busy)
     assert not (tmp_path / "late").exists()
@@ -468,7 +468,7 @@ def test_idle_workers_end_and_new_ones_start_when_needed():
     try:
         pid = workers.call(tasks.pid)
         eventually(lambda: not is_alive(pid))
-        eventually(lambda: not workers._held)
+        eventually(lambda: not workers._pool.held)
         assert workers.call(tasks.pid) != pid
     finally:
         workers.shutdown()
@@ -498,9 +498,9 @@ def test_shutdown_lets_running_calls_end_and_may_drop_queued_ones(tmp_path):
     workers.shutdown(wait=False, cancel_futures=True)
     assert queued.cancelled()
     assert not slow.done()
-    os.kill(next(iter(workers._held)).pid, signal.SIGKILL)
+    os.kill(next(iter(workers._pool.held)).pid, signal.SIGKILL)
     assert isinstance(slow.exception(PATIENCE), WorkerCrashed)
-    eventually(lambda: not workers._held)
+    eventually(lambda: not workers._pool.held)
 
 
 def test_a_fan_out_runs_its_items_in_processes():
