@@ -18,7 +18,9 @@ from . import exits
 from .output import emit
 
 if TYPE_CHECKING:
-    from resilience.testing.fault_server import Connection, DeadPort, FaultServer, Request
+    from resilience.testing.dead_ports import DeadPort
+    from resilience.testing.fault_connection import Connection, Request
+    from resilience.testing.fault_server import FaultServer
 
     from .collect.inputs import Listing
     from .collect.job import Job
@@ -85,7 +87,8 @@ class Hosts:
 
 @contextmanager
 def _six_hosts() -> Iterator[Hosts]:
-    from resilience.testing.fault_server import DeadPort, FaultServer
+    from resilience.testing.dead_ports import DeadPort
+    from resilience.testing.fault_server import FaultServer
 
     behaviours: dict[str, Callable[[Request, Connection], None]] = {
         "a.local": _healthy, "b.local": _healthy, "flaky.local": _flaky, "limited.local": _Limit(), "drip.local": _drip,

@@ -5,17 +5,21 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .clock import ManualClock
+    from .dead_ports import BlackHole, DeadPort
     from .doubles import EventLog, Flaky, Gate, eventually
+    from .fault_connection import Connection, Request
     from .fault_proxy import FaultProxy
-    from .fault_server import BlackHole, Connection, DeadPort, FaultServer, Request
+    from .fault_server import FaultServer
     from .servers import Postgres, Valkey
     from .store_contract import StoreContract
 
 _HOME = {
     "clock": ("ManualClock",),
+    "dead_ports": ("BlackHole", "DeadPort"),
     "doubles": ("EventLog", "Flaky", "Gate", "eventually"),
+    "fault_connection": ("Connection", "Request"),
     "fault_proxy": ("FaultProxy",),
-    "fault_server": ("BlackHole", "Connection", "DeadPort", "FaultServer", "Request"),
+    "fault_server": ("FaultServer",),
     "servers": ("Postgres", "Valkey"),
     "store_contract": ("StoreContract",),
 }

@@ -14,8 +14,7 @@ from collections import Counter
 import pytest
 from resilience_cli.collect.journal import read_records
 
-from resilience.testing import eventually
-from resilience.testing.fault_server import DeadPort, FaultServer
+from resilience.testing import DeadPort, FaultServer, eventually
 
 COMMAND = [sys.executable, "-m", "resilience_cli", "collect"]
 PATIENT = {"CIRCUIT_BREAKER_FAILURE_THRESHOLD": "1000"}

@@ -14,8 +14,7 @@ from collections import Counter, defaultdict
 import pytest
 from resilience_cli.collect.journal import read_records
 
-from resilience.testing import eventually
-from resilience.testing.fault_server import BlackHole, FaultServer
+from resilience.testing import BlackHole, FaultServer, eventually
 
 COMMAND = [sys.executable, "-m", "resilience_cli", "collect"]
 
