@@ -16,18 +16,17 @@ import psycopg2
 from psycopg2 import extensions
 
 from ...core.clock import SYSTEM
-from ...core.context import time_left as context_time_left
 from ...core.errors import DeadlineExceeded, OutcomeUnknown
 from ...workers.cut import SocketCut
 from ...workers.ledger import LEDGER
 from .cursor import guarded_class
+from .limit import GRACE, Limit, deadline_error, limit_of, time_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...workers.ledger import Living
 
-GRACE = 0.2  # seconds between the deadline, at which a living server answers, and the end of the socket
 _STALE = 0.1  # seconds by which the timeout told to the server may be too long: half of the grace
 _TICK = 0.002  # seconds before its deadline from which a statement may have set the server's timer off
 _SAVING = ("ROLLBACK", "ABORT", "COMMIT", "END")  # what a failed transaction still understands
@@ -37,40 +36,6 @@ class FailedTransaction(psycopg2.errors.InFailedSqlTransaction):
     """A statement was tried in a transaction that has failed: only the whole transaction can be tried again."""
 
     pgcode = "25P02"
-
-
-class Limit:
-    """The deadline of one exchange with the server: `until` for the server, `grace` later for the socket."""
-
-    __slots__ = ("ambient", "grace", "seconds", "started", "until")
-
-    def __init__(self, seconds: float, ambient: bool, grace: float = GRACE) -> None:
-        self.seconds = seconds
-        self.ambient = ambient
-        self.grace = grace
-        self.started = SYSTEM.monotonic()
-        self.until = self.started + seconds
-
-    def error(self, doing: str, outcome: str) -> DeadlineExceeded:
-        """The error that says that the time was over while `doing`."""
-        elapsed = SYSTEM.monotonic() - self.started
-        return deadline_error(doing, self.seconds, elapsed, self.ambient, outcome)
-
-
-def deadline_error(doing: str, seconds: float, elapsed: float, ambient: bool, outcome: str) -> DeadlineExceeded:
-    """A `DeadlineExceeded` that tells what became of the statement."""
-    error = DeadlineExceeded(
-        f"PostgreSQL: {doing} exceeded its deadline of {seconds:.3g} s after {elapsed:.3g} s",
-        name="postgres", timeout=seconds, elapsed=elapsed, phase="running", ambient=ambient,
-    )  # fmt: skip
-    error.outcome = outcome  # type: ignore[attr-defined]  # for classify()
-    return error
-
-
-def time_left(own: float | None) -> tuple[float | None, bool]:
-    """Seconds until the ambient deadline, else `own`; and whether that deadline is the caller's rather than ours."""
-    left, is_own = context_time_left()
-    return (own, False) if left is None else (left, not is_own)
 
 
 class ResilientConnection(extensions.connection):
@@ -299,8 +264,3 @@ class ResilientConnection(extensions.connection):
         twin = self._twin
         if twin is not None:
             twin.close()
-
-
-def limit_of(limit: Limit) -> Limit:
-    """A limit of its own for a trip before the statement: it ends with the same deadline."""
-    return Limit(max(0.0, limit.until - SYSTEM.monotonic()), limit.ambient)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from psycopg2 import sql
 
 if TYPE_CHECKING:
-    from .connection import Limit, ResilientConnection
+    from .connection import ResilientConnection
+    from .limit import Limit
 
 # Statements that may share a trip, and so an implicit transaction, with the setting of their timeout.
 _SHARING = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE", "SHOW", "EXPLAIN", "LOCK")

@@ -23,8 +23,9 @@ from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded, require, require_count, require_seconds
 from ...workers.ledger import LEDGER, registered
 from .connecting import Making
-from .connection import Limit, ResilientConnection, deadline_error, time_left
+from .connection import ResilientConnection
 from .holders import Holder, exhausted
+from .limit import Limit, deadline_error, time_left
 from .transaction import ServerBreaker, adapt
 
 if TYPE_CHECKING:
