@@ -6,9 +6,10 @@ Everything public is listed here and loaded when it is first used, so that `impo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .batch import FanOutItem, FanOutResult, fan_out, fan_out_iter
+    from .core.ambient import checkpoint, current, deadline, remaining, sleep
     from .core.classify import Classification, Classifier, classify
     from .core.clock import Clock, SystemClock
-    from .core.context import OperationContext, checkpoint, current, deadline, remaining, sleep
+    from .core.context import OperationContext
     from .core.errors import (
         BulkheadFullError,
         CallRejected,
@@ -53,9 +54,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "batch": ("FanOutItem", "FanOutResult", "fan_out", "fan_out_iter"),
+    "core.ambient": ("checkpoint", "current", "deadline", "remaining", "sleep"),
     "core.classify": ("Classification", "Classifier", "classify"),
     "core.clock": ("Clock", "SystemClock"),
-    "core.context": ("OperationContext", "checkpoint", "current", "deadline", "remaining", "sleep"),
+    "core.context": ("OperationContext",),
     "core.errors": (
         "BulkheadFullError", "CallRejected", "CircuitOpenError", "ConfigError", "DeadlineExceeded", "ErrorCategory",
         "OperationCancelled", "OutcomeUnknown", "RateLimitExceeded", "ResilienceError", "RetryAfterTooLong",

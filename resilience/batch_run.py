@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sized
 from .agent import presence
 from .agent.sources import of_fan_out
 from .batch_unique import Unique
-from .core import context as ambient
-from .core import lifecycle
+from .core import ambient, lifecycle
 from .core.clock import SYSTEM
 from .core.errors import (
     BulkheadFullError,

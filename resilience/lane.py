@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from types import CoroutineType
 
-from .core.context import around, context_seen, enter_lane, leave_lane
+from .core.entries import around, context_seen, enter_lane, leave_lane
 from .core.pipeline import Call, compose, express_lead, invoke, refuse_awaitable
 from .core.signature import Template
 from .monitoring.histogram import SPLIT

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .core import context as ambient
-from .core import lifecycle
+from .core import ambient, lifecycle
 from .core.context import OperationContext
 from .core.errors import CallRejected, DeadlineExceeded, OperationCancelled, ShutdownInProgress
 from .core.history import AttemptHistory, add_note, attach, history

@@ -7,7 +7,7 @@ import threading
 from .agent import presence
 from .agent.sources import of_timeouts
 from .config.model import TIMEOUT_DEFAULTS, timeout_of
-from .core import context as ambient
+from .core import ambient
 from .core.clock import SYSTEM
 from .core.context import OperationContext
 from .core.errors import ConfigError, DeadlineExceeded, OperationCancelled, ShutdownInProgress, require_seconds

@@ -283,7 +283,7 @@ def test_update_config_reaches_operations_that_live(manager):
 
 def test_a_submitted_call_is_no_attempt_of_the_fan_out_it_is_submitted_in():
     from resilience import fan_out
-    from resilience.core.context import attempt_gate
+    from resilience.core.ambient import attempt_gate
 
     with ErrorRecoveryManager() as manager:
         result = fan_out(lambda item: manager.submit("other", attempt_gate.get).result(30), [1])

@@ -153,8 +153,9 @@ class Run:
 
     def _time(self) -> tuple[float | None, dict[str, str]]:
         """The time limit of one run, and what the command is told of it."""
+        from resilience.core.ambient import remaining
         from resilience.core.carried import ATTEMPT_VARIABLE
-        from resilience.core.context import DEADLINE_VARIABLE, remaining
+        from resilience.core.context import DEADLINE_VARIABLE
 
         told = {ATTEMPT_VARIABLE: str(len(self.endings) + 1)}
         limits = [limit for limit in (self.asked["timeout"], remaining()) if limit is not None]

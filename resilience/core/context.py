@@ -1,6 +1,6 @@
-"""The operation one is inside of: its deadline, its cancellation, and what travels with it to another thread.
+"""One running operation: its deadline, its cancellation, and the wait that both of them end.
 
-The current context lives in a ContextVar. A nested deadline can only shorten what is left.
+The innermost one lives in a ContextVar. A nested deadline can only shorten what is left.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 
 from . import lifecycle
 from .clock import SYSTEM
@@ -17,27 +17,10 @@ from .errors import DeadlineExceeded, OperationCancelled, ShutdownInProgress, re
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import Context, Token
     from types import TracebackType
-    from typing import Any, Protocol
+    from typing import Any
 
     from .clock import Clock
-
-    class AttemptGate(Protocol):
-        """What a fan-out puts around each attempt of its items."""
-
-        def enter(self) -> object:
-            """Blocks until one more attempt may run."""
-
-        def leave(self, failed: bool) -> object:
-            """Says that the attempt has ended."""
-
-
-# Set where a call hops to another thread: the retry that owns the attempts of this call tree (see strategies.nesting).
-retry_owner: ContextVar[object | None] = ContextVar("resilience_retry_owner", default=None)
-
-# Set by a fan-out for its items: every attempt passes it.
-attempt_gate: ContextVar[AttemptGate | None] = ContextVar("resilience_attempt_gate", default=None)
 
 _ids = itertools.count(1)
 _cancelling = threading.Lock()  # guards the callbacks of all contexts: held for a dict operation
@@ -195,18 +178,18 @@ class OperationContext:
         pause(seconds, self, self.clock)
 
     def __enter__(self) -> OperationContext:
-        outside = _current.get()
+        outside = innermost.get()
         try:
-            self._token = _current.set(self)
+            self._token = innermost.set(self)
         except BaseException:  # a Ctrl-C on the way in
-            _current.set(outside)
+            innermost.set(outside)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _current.reset(self._token)
+        innermost.reset(self._token)
 
     def __reduce__(self) -> tuple[Any, ...]:
         from .carried import carried, restored
@@ -239,141 +222,9 @@ def _inherited() -> OperationContext | None:
     return context
 
 
-# A context, or an entry of the express lane: a tuple that becomes a context when somebody looks (see `entered`).
+# A context, or an entry of the express lane: a tuple that becomes a context when somebody looks (see `core.entries`).
 _outermost = _inherited()
-_current: ContextVar[OperationContext | tuple[Any, ...] | None] = ContextVar("resilience_current", default=_outermost)
-
-# The entries around the last one that was looked at, innermost first, with their contexts: after the call inside,
-# `_current` is such an entry again, and whoever has its context may have cancelled it.
-_made: ContextVar[tuple[tuple[tuple[Any, ...], OperationContext], ...]] = ContextVar("resilience_made", default=())
-
-
-def deadline(seconds: float | None, *, clock: Clock | None = None) -> OperationContext:
-    """Bounds everything in the `with` block to `seconds` in total; a nested one can only shorten it (None: no bound).
-
-    It bounds the waits of this toolkit, its worker threads and its drivers. Raises `ConfigError` for a value that is
-    negative or not finite.
-    """
-    require_seconds("seconds", seconds, optional=True)
-    parent = current()
-    return OperationContext(parent.operation if parent else "", seconds, clock=clock, parent=parent)
-
-
-def current() -> OperationContext | None:
-    """The innermost context: of a named operation, a `deadline()` or `timeouts.operation(...)`; None outside of all."""
-    context = _current.get()
-    return _entered(context) if context.__class__ is tuple else context  # type: ignore[return-value]  # a tuple is an entry
-
-
-# The express lane of a named operation and a `Timeout` in the caller's thread make themselves known by these: one tuple
-# a call instead of contexts.
-around = _current.get
-enter_lane = _current.set
-leave_lane = _current.reset
-
-
-def _entered(entry: tuple[Any, ...]) -> OperationContext:
-    """The contexts of an entry: ((operation, total, timeout, clock), started, what was outside), in the express lane.
-
-    That of one attempt by itself has its number at the end, and no operation of its own around it.
-    """
-    if (made := context_seen(entry)) is not None:
-        _current.set(made)
-        return made
-    (name, total, timeout, clock), started, outside, *attempt = entry
-    context: OperationContext | None = outside
-    if outside.__class__ is tuple:
-        context = _entered(outside)
-        around = () if outside[2].__class__ is not tuple else _from(outside[2])
-        _made.set(((outside, context), *around))
-    if not attempt:
-        context = OperationContext(name, total, clock=clock, parent=context, started=started)
-    if timeout is not None:
-        context = OperationContext(name, timeout, clock=clock, parent=context, is_attempt=True, started=started)
-    assert context is not None
-    if attempt:
-        (context.attempt,) = attempt
-    _current.set(context)
-    return context
-
-
-def _from(entry: tuple[Any, ...]) -> tuple[tuple[tuple[Any, ...], OperationContext], ...]:
-    """The entries from this one outwards, as far as their contexts were made."""
-    made = _made.get()
-    return next((made[index:] for index, (known, _) in enumerate(made) if known is entry), ())
-
-
-def context_seen(found: Any) -> OperationContext | None:
-    """The context of what is in force (an entry or a context itself); None where nobody has looked at it."""
-    if found.__class__ is not tuple:
-        return found  # type: ignore[no-any-return]  # what is no entry is a context
-    made = _from(found)
-    return made[0][1] if made else None
-
-
-def enter_attempt(name: str, timeout: float, clock: Clock, started: float, attempt: int) -> Token[Any]:
-    """Enters one attempt of `timeout` seconds in the caller's thread, from `started`; leave it with `leave_lane`.
-
-    Its context is made when somebody looks; that of its surroundings is, at the latest, made now.
-    """
-    outside = _current.get()
-    if outside.__class__ is tuple:
-        outside = current()
-    return _current.set(((name, None, timeout, clock), started, outside, attempt))
-
-
-def context_for_a_thread() -> Context:
-    """A copy of the caller's context variables for another thread, which is then inside of the very same operation."""
-    current()  # an entry would become another operation over there, and never hear of a cancellation here
-    return copy_context()
-
-
-def remaining() -> float | None:
-    """Seconds left until the ambient deadline (0.0 when it has passed), None without one."""
-    context = current()
-    return None if context is None else context.remaining()
-
-
-def time_left() -> tuple[float | None, bool]:
-    """Seconds until the deadline that comes first (0.0 when it has passed, None without one), and whose it is.
-
-    True: an operation's own timeout, which blames the dependency. Makes no context for a call in the express lane.
-    """
-    found = _current.get()
-    if found is None:
-        return None, False
-    if found.__class__ is tuple:
-        (_, total, timeout, clock), started, outside = found[:3]
-        if outside is None or (outside.__class__ is OperationContext and outside.clock is clock):
-            limit = outside.deadline if outside is not None else None
-            is_own = False
-            if total is not None and (limit is None or started + total < limit):
-                limit = started + total
-            elif limit is not None and outside is not None:
-                is_own = outside.blames_dependency
-            if timeout is not None and (limit is None or started + timeout <= limit):
-                limit, is_own = started + timeout, True
-            return (None, False) if limit is None else (max(0.0, limit - clock.monotonic()), is_own)
-    context = current()
-    assert context is not None
-    return context.remaining(), context.blames_dependency
-
-
-def checkpoint() -> None:
-    """Raises `DeadlineExceeded`, `OperationCancelled` or `ShutdownInProgress` when this call should end; cheap."""
-    if lifecycle.stopping():
-        raise ShutdownInProgress()
-    context = current()
-    if context is not None:
-        context.checkpoint()
-
-
-def sleep(seconds: float) -> None:
-    """Sleeps `seconds`, until the ambient deadline at most, and raises `DeadlineExceeded` then.
-
-    Raises `OperationCancelled` on cancel and `ShutdownInProgress` on shutdown, at once.
-    """
-    pause(seconds, current())
+innermost: ContextVar[OperationContext | tuple[Any, ...] | None] = ContextVar("resilience_current", default=_outermost)
 
 
 def pause(seconds: float, context: OperationContext | None, clock: Clock | None = None) -> None:

@@ -14,9 +14,10 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from ..core import lifecycle
+from ..core.ambient import current
 from ..core.carried import child_environment
 from ..core.clock import SYSTEM
-from ..core.context import OperationContext, current
+from ..core.context import OperationContext
 from ..core.errors import (
     ConfigError,
     DeadlineExceeded,

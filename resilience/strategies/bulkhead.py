@@ -8,8 +8,7 @@ import threading
 import weakref
 from collections import deque
 
-from ..core import context as ambient
-from ..core import lifecycle
+from ..core import ambient, lifecycle
 from ..core.clock import SYSTEM
 from ..core.errors import (
     BulkheadFullError,

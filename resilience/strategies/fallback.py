@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 
-from ..core import context as ambient
+from ..core import ambient
 from ..core.clock import SYSTEM
 from ..core.errors import (
     CallRejected,

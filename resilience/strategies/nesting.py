@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from ..core.context import retry_owner
+from ..core.ambient import retry_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

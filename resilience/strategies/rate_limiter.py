@@ -7,8 +7,9 @@ import os
 import threading
 import weakref
 
-from ..core import context as ambient
+from ..core import ambient
 from ..core.clock import SYSTEM
+from ..core.context import pause
 from ..core.errors import RateLimitExceeded, StoreUnavailable, require, require_count, require_seconds
 from ..core.forks import living
 from ..core.pipeline import refuse_async, refuse_awaitable
@@ -78,7 +79,7 @@ class RateLimiter:
                 self.events.emit("call_rejected", self.name, reason="rate limit", retry_after=wait)
             raise RateLimitExceeded(name=self.name, retry_after=wait)
         if wait > 0:
-            ambient.pause(wait, ambient.current(), self.clock)
+            pause(wait, ambient.current(), self.clock)
         return wait
 
     def _take(self) -> tuple[bool, float]:

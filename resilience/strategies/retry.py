@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from types import CoroutineType
 
-from ..core import context as ambient
+from ..core import ambient
 from ..core.clock import SYSTEM
 from ..core.errors import ResilienceError
 from ..core.pipeline import Call, invoke, raise_again, refuse_async, refuse_awaitable

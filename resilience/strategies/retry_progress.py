@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 
-from ..core import context as ambient
+from ..core import ambient
 from ..core.classify import classify
+from ..core.context import pause
 from ..core.errors import (
     CallRejected,
     CircuitOpenError,
@@ -183,7 +184,7 @@ class Progress:
             gate.leave(True)
         context = ambient.current()
         try:
-            ambient.pause(delay, context, self.retry.clock)
+            pause(delay, context, self.retry.clock)
             if gate is not None and gate.enter() is False:
                 return Stop("fan-out is over")
         except DeadlineExceeded:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import threading
 
+from ..core.ambient import current
 from ..core.clock import SYSTEM
-from ..core.context import OperationContext, around, current, enter_attempt, enter_lane, leave_lane
+from ..core.context import OperationContext
+from ..core.entries import around, enter_attempt, enter_lane, leave_lane
 from ..core.errors import DeadlineExceeded, require, require_count, require_seconds
 from ..core.pipeline import AWAITABLES, Call, invoke, refuse_async, refuse_awaitable
 from ..core.signature import Template

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 
-from ..core.context import context_for_a_thread
+from ..core.ambient import context_for_a_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

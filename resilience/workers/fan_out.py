@@ -11,8 +11,8 @@ import threading
 from collections import deque
 from types import CoroutineType
 
+from ..core.ambient import attempt_gate, context_for_a_thread, retry_owner
 from ..core.clock import SYSTEM
-from ..core.context import attempt_gate, context_for_a_thread, retry_owner
 from ..core.errors import CallRejected
 from .gate import Gate, Place, is_items_own
 from .leftovers import Leftovers

@@ -223,7 +223,7 @@ def _nothing() -> None:
 
 
 class Place:
-    """One worker's way through the gate; it is what `Retry` finds in `core.context.attempt_gate`."""
+    """One worker's way through the gate; it is what `Retry` finds in `core.ambient.attempt_gate`."""
 
     __slots__ = ("falls", "gate", "number", "repeats", "sequential")
 

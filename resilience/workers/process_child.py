@@ -16,9 +16,10 @@ import socket
 import sys
 import threading
 
-from ..core import context as ambient
+from ..core import ambient
 from ..core.carried import restored
 from ..core.clock import SYSTEM
+from ..core.entries import enter_lane
 from ..core.history import add_note
 from . import trees
 from .envelope import cannot_send, pack_error, pack_value
@@ -117,7 +118,7 @@ class _Child:
 
     def _within(self, facts: Any, owners: bytes, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         context = restored(facts)
-        ambient.enter_lane(context)
+        enter_lane(context)
         if owners:
             ambient.retry_owner.set(self._owners_from(owners))
         return fn(*args, **kwargs)

@@ -12,9 +12,9 @@ import threading
 import weakref
 from concurrent.futures import Executor, Future
 
+from ..core.ambient import current
 from ..core.carried import carried
 from ..core.clock import SYSTEM
-from ..core.context import current
 from ..core.errors import DeadlineExceeded, OperationCancelled, ShutdownInProgress, require, require_count
 from ..core.forks import living
 from ..core.lifecycle import on_shutdown, stopping

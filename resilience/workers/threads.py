@@ -15,8 +15,8 @@ import weakref
 from collections import deque
 from concurrent.futures import Executor, Future
 
+from ..core.ambient import attempt_gate, context_for_a_thread, current, retry_owner
 from ..core.clock import SYSTEM
-from ..core.context import attempt_gate, context_for_a_thread, current, retry_owner
 from ..core.errors import CallRejected, WorkersExhausted, require_count
 from ..core.forks import living
 from ..core.lifecycle import on_shutdown, stopping

@@ -16,7 +16,7 @@ from resilience import (
     deadline,
     history,
 )
-from resilience.core.context import attempt_gate
+from resilience.core.ambient import attempt_gate
 from resilience.testing import Flaky, ManualClock
 
 

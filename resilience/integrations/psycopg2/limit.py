@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...core.ambient import time_left as context_time_left
 from ...core.clock import SYSTEM
-from ...core.context import time_left as context_time_left
 from ...core.errors import DeadlineExceeded
 
 GRACE = 0.2  # seconds between the deadline, at which a living server answers, and the end of the socket

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 
-from ...core.context import current
+from ...core.ambient import current
 from ...core.errors import DeadlineExceeded
 from ...core.pipeline import Call, refuse_async
 

@@ -16,8 +16,8 @@ from redis.client import Pipeline
 from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.retry import Retry
 
-from ...core.context import current
-from ...core.context import remaining as ambient_remaining
+from ...core.ambient import current
+from ...core.ambient import remaining as ambient_remaining
 from ...core.errors import ConfigError
 from .commands import is_idempotent, words_of
 from .connection import scope_of_call, watched_class

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...core.context import current, time_left
+from ...core.ambient import current, time_left
 from ...core.errors import OutcomeUnknown, ResilienceError
 from ...lane import express
 from .commands import is_idempotent, wait_of, words_of

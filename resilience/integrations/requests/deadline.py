@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from ...core.context import time_left
+from ...core.ambient import time_left
 from ...core.errors import DeadlineExceeded
 from ...core.forks import afresh_in_children
 from .connection import pool_classes

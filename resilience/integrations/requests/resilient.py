@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import requests
 from requests.utils import rewind_body
 
+from ...core.ambient import current
 from ...core.classify import classify
-from ...core.context import current
 from ...core.errors import ErrorCategory, OutcomeUnknown, require, require_seconds
 from ...core.history import attach, history
 from ...lane import express
