@@ -261,7 +261,6 @@ class SharedSlots:
     def store_back(self) -> None:
         """The store is there, maybe as another one: what runs here needs slots."""
         with self._bulkhead._changed:
-            self._is_joined = False
             self._asked_at = float("-inf")
             self._known = rules.Leases()
             order = self._order_held(self.held)

@@ -221,6 +221,15 @@ def test_when_the_store_is_back_what_runs_is_counted_first(crowd):
     assert entered(two) == 0
 
 
+def test_a_store_looked_at_for_the_first_time_leaves_the_limit_shared(crowd, monkeypatch):
+    one, two = crowd(2)
+    assert entered(one, 2) + entered(two, 3) == 5
+    settled(one, two)
+    monkeypatch.setattr(one.shared, "hand_in", lambda order: None)  # the answer takes its time
+    one.shared.store_back()
+    assert entered(one, 9) == 0
+
+
 def test_an_emptied_store_is_filled_again(crowd):
     one, two = crowd(2)
     assert entered(one, 3) == 3

@@ -1,8 +1,10 @@
 """What processes count together is exact: outcomes, openings, transitions; whatever is killed meanwhile."""
 
+import itertools
 import time
 
 import pytest
+from fleet import undisturbed
 
 from resilience import open_store
 from resilience.testing import eventually
@@ -13,15 +15,24 @@ OUTCOMES = 5_000
 
 
 def test_five_thousand_outcomes_of_each_of_eight_processes_are_all_counted(url, name, workers):
-    crowd = workers(PROCESSES, "breaker", url, name, failure_threshold=1_000_000, reset_timeout=None)
-    began = time.monotonic()
-    assert crowd.do(f"fail({OUTCOMES})") == [OUTCOMES] * PROCESSES
-    took = time.monotonic() - began
-    assert all(crowd.do("store.link.flush(50.0)"))
-    print(f"{PROCESSES * OUTCOMES / took:,.0f} failures a second; all written after {time.monotonic() - began:.1f} s")
-    assert crowd.do("breaker.stats.failures") == [OUTCOMES] * PROCESSES
-    with open_store(url) as store:
-        assert store.read(f"breaker/{name}")["failures"] == PROCESSES * OUTCOMES
+    numbers = itertools.count()
+
+    def run():
+        key = f"{name}-{next(numbers)}"
+        crowd = workers(PROCESSES, "breaker", url, key, failure_threshold=1_000_000, reset_timeout=None)
+        began = time.monotonic()
+        assert crowd.do(f"fail({OUTCOMES})") == [OUTCOMES] * PROCESSES
+        took = time.monotonic() - began
+        assert all(crowd.do("store.link.flush(50.0)"))
+        written = time.monotonic() - began
+        print(f"{PROCESSES * OUTCOMES / took:,.0f} failures a second; all written after {written:.1f} s")
+        assert crowd.do("breaker.stats.failures") == [OUTCOMES] * PROCESSES
+        with open_store(url) as store:
+            counted = store.read(f"breaker/{key}")["failures"]
+        return (crowd, counted), crowd.lost()
+
+    crowd, counted = undisturbed(run)
+    assert counted == PROCESSES * OUTCOMES
     eventually(lambda: crowd.do("breaker.stats.failures_in_a_row") == [PROCESSES * OUTCOMES] * PROCESSES)
 
 

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from fleet import Referee
+from fleet import Referee, undisturbed
 
 from resilience.testing import eventually
 
@@ -30,26 +30,26 @@ def referee(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_probes_of_eight_processes_of_eight_threads_stay_within_the_limit(url, name, workers, referee, down, limit):
-    crowd = workers(
-        8,
-        "breaker",
-        url,
-        name,
-        failure_threshold=1,
-        timeout=1.0,
-        probe_lease=60.0,
-        max_requests=limit,
-        success_threshold=3,
-    )
-    assert crowd[0].do("call(failing)") == "failed"
-    for worker in crowd:
-        eventually(lambda worker=worker: worker.state == "open")
-    crowd.do(f"start(8, Visits({str(referee.path)!r}, {str(down)!r}, 0.02))")
-    eventually(lambda: len(referee.phases(0.5)) > 5)
-    down.unlink()
-    eventually(lambda: [what for _, _, what in referee.lines()].count("done") > 100)
-    crowd.do("stop()")
+def test_probes_of_eight_processes_of_eight_threads_stay_within_the_limit(url, name, workers, tmp_path, down, limit):
+    settings = {"failure_threshold": 1, "timeout": 1.0, "max_requests": limit, "success_threshold": 3}
+    numbers = itertools.count()
+
+    def run():
+        key = f"{name}-{next(numbers)}"
+        referee = Referee(tmp_path / key)
+        down.touch()
+        crowd = workers(8, "breaker", url, key, probe_lease=60.0, **settings)
+        assert crowd[0].do("call(failing)") == "failed"
+        for worker in crowd:
+            eventually(lambda worker=worker: worker.state == "open")
+        crowd.do(f"start(8, Visits({str(referee.path)!r}, {str(down)!r}, 0.02))")
+        eventually(lambda: len(referee.phases(0.5)) > 5)
+        down.unlink()
+        eventually(lambda: [what for _, _, what in referee.lines()].count("done") > 100)
+        crowd.do("stop()")
+        return referee, crowd.lost()
+
+    referee = undisturbed(run)
     lines = referee.lines()
     third_success = [number for number, (_, _, what) in enumerate(lines) if what == "done"][2]
     probes = lines[: third_success + 1]  # it closes the breaker: what comes later are calls like any other

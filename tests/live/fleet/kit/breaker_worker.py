@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from serving import serve, told, when
+from serving import losses, serve, told, when
 
 skew = told.pop("skew", 0.0)
 if skew:  # before anything of the toolkit has looked at the clock
@@ -35,6 +35,7 @@ handler = logging.Handler()
 handler.emit = lambda record: warnings.append(record.getMessage())
 logging.getLogger("resilience.store").addHandler(handler)
 logging.getLogger("resilience.breaker").addHandler(logging.StreamHandler())  # openings, on standard error
+lost = losses(store.link)
 permits = []
 runs = []  # of what fails
 threads = []
