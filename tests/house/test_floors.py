@@ -19,7 +19,7 @@ FLOOR = {
     "operation": 6,
     "watch": 7, "registry": 7,
     "manager": 8, "metrics": 8,
-    "outcomes": 7, "batch_unique": 8,
+    "outcomes": 7, "batch_unique": 8, "supervised_worker": 8,
     "batch_run": 9, "worker_group": 9,
     "batch": 10,
     "integrations": 11, "testing": 11,

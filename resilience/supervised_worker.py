@@ -1,0 +1,192 @@
+"""One supervised periodic worker: its thread, its turns, and what has become of it."""
+
+from __future__ import annotations
+
+import threading
+
+from .core.clock import SYSTEM
+from .core.context import OperationContext
+from .core.history import error_text
+from .core.logs import logger
+from .rules import supervision
+from .rules.supervision import RUNNING, STOPPED, Supervision, WorkerState
+from .workers.ledger import LEDGER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .core.clock import Clock
+    from .manager import ErrorRecoveryManager
+    from .workers.ledger import Living
+
+POLL = 0.002  # real seconds between two looks at a clock that is not the system's
+
+
+class SupervisedWorker:
+    """One worker: what it runs, how it is supervised, and what has become of it."""
+
+    def __init__(
+        self,
+        name: str,
+        fn: Callable[[], object],
+        rules: Supervision,
+        operation: str | None,
+        *,
+        group: str,
+        manager: ErrorRecoveryManager,
+        clock: Clock,
+        changed: threading.Condition,
+    ) -> None:
+        self.name = name
+        self.fn = fn
+        self.rules = rules
+        self.operation = operation
+        self.state = WorkerState("new", rules.interval)
+        self.thread: threading.Thread | None = None
+        self.context: OperationContext | None = None  # of the run that is under way
+        self.ordered_off = False
+        self.runs = self.failures = 0
+        self.last_error: str | None = None
+        self.last_success: float | None = None
+        self._group = group
+        self._manager = manager
+        self._clock = clock
+        self._changed = changed  # of the group: held for each change of a state, told of each
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self.thread is not None and self.thread.is_alive()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it works as it should: neither stopped nor given up."""
+        return self.state.mode == RUNNING and self.is_alive and not self.ordered_off
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known of it, as plain data."""
+        return {
+            "is_running": self.is_running,
+            "state": "cancelled" if self.ordered_off else self.state.mode,
+            "error_count": self.state.errors,
+            "interval": self.state.interval,
+            "runs": self.runs,
+            "failures": self.failures,
+            "restarts": len(self.state.restarts),
+            "last_error": self.last_error,
+            "last_success": self.last_success,
+        }
+
+    def launch(self) -> None:
+        """Starts its thread, with nothing counted against it."""
+        owned = self._manager.resources.own("thread", f"worker {self.name}")
+        entry = LEDGER.enter("thread", f"worker {self.name}", owned=owned)
+        thread = threading.Thread(target=self._live, args=(entry,), name=f"worker-{self.name}", daemon=True)
+        with self._changed:
+            self.state = supervision.begin(self.rules, self._clock.monotonic())
+            self.thread = thread
+        try:
+            thread.start()
+        except RuntimeError:
+            LEDGER.leave(entry)
+            raise
+        self.tell_started()
+
+    def tell_started(self) -> None:
+        """Tells the monitor and the listeners that it runs."""
+        self.record()
+        self._manager.events.emit("worker_started", self.name, group=self._group, restarts=len(self.state.restarts))
+
+    def record(self) -> None:
+        """Tells the monitor whether it works."""
+        self._manager.monitor.record_worker_health(self.name, self.is_running, self.state.errors)
+
+    def _live(self, entry: Living) -> None:
+        try:
+            while self._await_turn():
+                if self.state.mode == STOPPED:
+                    with self._changed:
+                        self.state = supervision.restarted(self.state, self.rules, self._clock.monotonic())
+                    self.tell_started()
+                self._run_once()
+                if self.state.next_run is None:
+                    return
+        finally:
+            LEDGER.leave(entry)
+
+    def _await_turn(self) -> bool:
+        """Waits until the worker's next run; False when it is to end."""
+        with self._changed:
+            while not self.ordered_off and self.state.next_run is not None:
+                left = self.state.next_run - self._clock.monotonic()
+                if left <= 0:
+                    return True
+                SYSTEM.wait(self._changed, left if self._clock is SYSTEM else POLL)
+            return False
+
+    def _run_once(self) -> None:
+        began = self._clock.monotonic()
+        error: BaseException | None = None
+        with self._changed:
+            if self.ordered_off:
+                return
+            context = self.context = OperationContext(self.name, clock=self._clock)
+        try:
+            with context:
+                if self.operation is None:
+                    self.fn()
+                else:
+                    self._manager.operation(self.operation).call(self.fn)
+        except BaseException as raised:  # a crash of the worker is not one of the program
+            error = raised
+        now = self._clock.monotonic()
+        with self._changed:
+            self.context = None
+            self.runs += 1
+            if self.ordered_off and error is not None:
+                return
+            self._judge_held(error, began, now)
+        self._count(error, now - began)
+        self.record()
+        if self.state.mode != RUNNING:
+            self._tell_lost(error, now)
+
+    def _judge_held(self, error: BaseException | None, began: float, now: float) -> None:
+        rules = self.rules
+        if error is None:
+            self.last_success = self._clock.time()
+            self.state = supervision.succeeded(self.state, rules, began, now)
+            return
+        self.failures += 1
+        self.last_error = error_text(error)
+        if isinstance(error, Exception):
+            self.state = supervision.failed(self.state, rules, began, now)
+        else:
+            self.state = supervision.lost(self.state, rules, now)
+
+    def _count(self, error: BaseException | None, duration: float) -> None:
+        """Counts a run that is no call of an operation under the worker's own name."""
+        if self.operation is None:
+            if error is not None:
+                self._manager.errors.add(error, operation=self.name)
+            self._manager.monitor.record_operation(self.name, max(0.0, duration), success=error is None)
+
+    def _tell_lost(self, error: BaseException | None, now: float) -> None:
+        state = self.state
+        again = None if state.next_run is None else max(0.0, state.next_run - now)
+        crashed = error is not None and not isinstance(error, Exception)
+        reason = "it crashed" if crashed else f"{state.errors} failures in a row"
+        text = error_text(error) if error is not None else None
+        self._manager.events.emit(
+            "worker_lost", self.name, group=self._group, reason=reason, error=text, restart_in=again
+        )
+        _log().warning(
+            "worker %r stopped after %s (last error: %s); %s", self.name, reason, text,
+            "it stays stopped" if again is None else f"it starts again in {again:g} s",
+        )  # fmt: skip
+
+
+def _log() -> Any:
+    return logger("workers")
