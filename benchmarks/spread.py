@@ -75,7 +75,7 @@ def _ours(url: str) -> Iterator[Callable[[str], Sides]]:
         def sides(name: str) -> Sides:
             breaker = CircuitBreaker(name, CircuitBreakerConfig(failure_threshold=1), store=store)
             breaker.call(no_op)
-            while store.link._epoch is None:
+            while store.link.clerk.epoch is None:
                 time.sleep(0.001)
             store.link.flush(5.0)
             return lambda: breaker.call(_fail), lambda: not breaker.token

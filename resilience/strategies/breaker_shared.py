@@ -10,7 +10,8 @@ from ..core.errors import StoreUnavailable
 from ..rules import breaker as rules
 from ..rules import breaker_doc as document
 from ..rules.breaker_state import FORCED_OPEN, HALF_OPEN, OPEN, BreakerState, CircuitState
-from ..stores.link import SLOW, HandedIn
+from ..stores.line import SLOW
+from ..stores.link import HandedIn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

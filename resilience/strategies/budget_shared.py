@@ -12,7 +12,8 @@ import threading
 from ..core.errors import StoreUnavailable
 from ..core.logs import logger
 from ..rules import budget as rules
-from ..stores.link import AWAY, link_to
+from ..stores.line import AWAY
+from ..stores.link import link_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

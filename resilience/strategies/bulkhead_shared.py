@@ -14,7 +14,7 @@ from functools import partial
 from ..core.clock import SYSTEM
 from ..core.errors import StoreUnavailable
 from ..rules import leases as rules
-from ..stores.link import AWAY, READY
+from ..stores.line import AWAY, READY
 from .bulkhead_fleet import BULKHEADS, fleet_of
 
 TYPE_CHECKING = False

@@ -144,7 +144,7 @@ def test_a_childs_child_is_told_once_of_each_change(tmp_path):
 
     def generation(number):
         link.start()
-        eventually(lambda: link._joined)
+        eventually(lambda: link.clerk.joined)
         member.heard.clear()
         with open_store(url) as other:
             other.transact("x/1", count)

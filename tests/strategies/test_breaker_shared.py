@@ -10,7 +10,7 @@ from resilience import CircuitBreaker, CircuitBreakerConfig, CircuitOpenError, C
 from resilience.core.errors import StoreUnavailable
 from resilience.rules import breaker_doc
 from resilience.rules.breaker_state import BreakerState
-from resilience.stores.link import SLOW
+from resilience.stores.line import SLOW
 from resilience.stores.memory import MemoryStore
 from resilience.stores.port import NotMade
 from resilience.testing import ManualClock, eventually
@@ -53,7 +53,7 @@ def settled(*breakers):
     """Waits until the clerks have nothing left to do, so that everybody listens."""
     for breaker in breakers:
         assert breaker.call(lambda: 1) == 1
-        eventually(lambda breaker=breaker: breaker.store.link._epoch is not None)
+        eventually(lambda breaker=breaker: breaker.store.link.clerk.epoch is not None)
         assert breaker.store.link.flush(10.0)
 
 
@@ -376,7 +376,7 @@ def test_what_is_handed_in_is_not_brought_in_as_well(pair):
     fail(one, 5)
     one._books.shared.bring_back(one, False)
     while link._waiting:
-        link.step()
+        link.clerk.step()
     assert one.stats.failures_in_a_row == two.stats.failures_in_a_row == 6
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from resilience import Bulkhead, BulkheadFullError, ErrorRecoveryManager
 from resilience.rules.pressure import Pressure
-from resilience.stores import link as links
+from resilience.stores.line import AWAY, READY
 from resilience.stores.memory import MemoryStore
 from resilience.strategies.bulkhead_shared import LEASE
 from resilience.testing import ManualClock, eventually
@@ -136,7 +136,7 @@ def test_the_leases_of_a_process_that_is_gone_end(crowd, clock):
 def test_a_process_that_was_stopped_starts_nothing_on_what_it_held(crowd, clock):
     stopped, heir = crowd(2)
     assert entered(stopped, 2) == 2
-    link_of(stopped)._keep_at = float("inf")  # its clerk does not come to renew
+    link_of(stopped).clerk.keep_at = float("inf")  # its clerk does not come to renew
     clock.advance(LEASE + 0.1)
     assert entered(heir, 9) == 5
     stopped.release()
@@ -199,7 +199,7 @@ def test_while_the_store_is_away_each_process_has_the_whole_limit(crowd):
     one, two = crowd(2)
     assert entered(one, 3) + entered(two, 3) == 5
     for bulkhead in (one, two):
-        link_of(bulkhead).state = links.AWAY
+        link_of(bulkhead).state = AWAY
     entered(one, 9), entered(two, 9)
     assert one.in_flight == two.in_flight == 5
 
@@ -208,12 +208,12 @@ def test_when_the_store_is_back_what_runs_is_counted_first(crowd):
     one, two = crowd(2)
     entered(one)
     for bulkhead in (one, two):
-        link_of(bulkhead).state = links.AWAY
+        link_of(bulkhead).state = AWAY
     assert entered(one, 4) == 4
-    link_of(one).state = links.READY
+    link_of(one).state = READY
     link_of(one).members["bulkhead/"].store_back(False)
     settled(one)
-    link_of(two).state = links.READY
+    link_of(two).state = READY
     link_of(two).members["bulkhead/"].store_back(False)
     assert entered(two) == 0
     one.release()
@@ -260,7 +260,7 @@ def test_an_answer_that_comes_after_another_change_was_asked_for_changes_nothing
 
 def test_what_was_asked_for_before_the_slots_were_lost_changes_nothing_afterwards(crowd, clock):
     late, heir = crowd(2)
-    link_of(late)._keep_at = float("inf")  # its clerk does not come to renew
+    link_of(late).clerk.keep_at = float("inf")  # its clerk does not come to renew
     assert entered(late, 2) == 2
     settled(late)
     with late._changed:

@@ -70,7 +70,7 @@ def test_no_document_makes_a_rule_fail_or_the_store_seem_away(seed, monkeypatch)
         seeds = [store.read(key) for key in ("breaker/seed", "breaker-events/seed", "rate/seed", "budget/seed")]
         assert None not in seeds
         lost = []
-        monkeypatch.setattr(store.link, "_lose", lambda error, quietly=False: lost.append(error))
+        monkeypatch.setattr(store.link.clerk, "_lose", lambda error, quietly=False: lost.append(error))
         for number in range(75):
             doc = spoilt(draw.choice(seeds), draw)
             for prefix in ("breaker/", "breaker-events/", "rate/", "budget/"):

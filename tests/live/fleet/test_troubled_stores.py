@@ -63,7 +63,7 @@ class Load:
 
 
 def ready(store):
-    eventually(lambda: store.link is not None and store.link.state == "ready" and store.link._epoch is not None)
+    eventually(lambda: store.link is not None and store.link.state == "ready" and store.link.clerk.epoch is not None)
 
 
 def test_while_the_store_hangs_local_state_decides_and_the_opening_is_shared_afterwards(place, name, caplog):

@@ -170,5 +170,5 @@ class Load:
 
 load = Load(50)
 str(breaker.state)  # it looks at its store from now on
-when(lambda: store.link.state == "ready" and store.link._epoch is not None)
+when(lambda: store.link.state == "ready" and store.link.clerk.epoch is not None)
 serve(globals())

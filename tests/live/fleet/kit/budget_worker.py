@@ -40,5 +40,5 @@ def go(calls):
     return made, bool(lost)
 
 
-when(lambda: link._epoch is not None and link.state == "ready")
+when(lambda: link.clerk.epoch is not None and link.state == "ready")
 serve(globals())

@@ -9,8 +9,8 @@ told = json.loads(sys.argv[1])
 
 def losses(link):
     """A list that grows each time this process takes its store for away."""
-    lost, lose = [], link._lose
-    link._lose = lambda *reason, **more: (lost.append(1), lose(*reason, **more))
+    lost, lose = [], link.clerk._lose
+    link.clerk._lose = lambda *reason, **more: (lost.append(1), lose(*reason, **more))
     return lost
 
 

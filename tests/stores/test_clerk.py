@@ -7,7 +7,7 @@ import pytest
 
 from resilience.core.clock import SystemClock
 from resilience.core.errors import StoreUnavailable
-from resilience.stores import link as links
+from resilience.stores import clerk, line
 from resilience.stores.link import link_to
 from resilience.stores.memory import MemoryStore
 from resilience.stores.port import Contended
@@ -88,10 +88,11 @@ class Jumping(SystemClock):
 
 def test_a_process_that_was_stopped_asks_once_more(link, store, monkeypatch, caplog):
     clock = Jumping()
-    monkeypatch.setattr(links, "SYSTEM", clock)
+    for module in (clerk, line):
+        monkeypatch.setattr(module, "SYSTEM", clock)
 
     def stopped():
-        clock.ahead += links.GIVE_UP + links.STOPPED + link.patience
+        clock.ahead += clerk.GIVE_UP + clerk.STOPPED + link.patience
         return StoreUnavailable("did not answer in time")
 
     store.may_go.clear()
