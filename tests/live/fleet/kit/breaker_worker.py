@@ -35,7 +35,6 @@ handler = logging.Handler()
 handler.emit = lambda record: warnings.append(record.getMessage())
 logging.getLogger("resilience.store").addHandler(handler)
 logging.getLogger("resilience.breaker").addHandler(logging.StreamHandler())  # openings, on standard error
-lost = losses(store.link)
 permits = []
 runs = []  # of what fails
 threads = []
@@ -170,5 +169,6 @@ class Load:
 
 load = Load(50)
 str(breaker.state)  # it looks at its store from now on
+lost = losses(store.link)
 when(lambda: store.link.state == "ready" and store.link.clerk.epoch is not None)
 serve(globals())
