@@ -157,8 +157,12 @@ class ThreadWorkers(Executor):
                 return
         if worker.thread is not None:
             worker.wake.release()
-        else:
+            return
+        try:
             self._start(worker, number)
+        except BaseException:
+            self._start_next()  # its place is free again: what queued behind it meanwhile has nobody else
+            raise
 
     def _start(self, worker: Worker, number: int) -> None:
         name = f"{self.name}-{number}"

@@ -13,6 +13,7 @@ from resilience.core import lifecycle
 from resilience.core.clock import SYSTEM
 from resilience.core.context import OperationContext
 from resilience.core.errors import (
+    CallRejected,
     ConfigError,
     DeadlineExceeded,
     OperationCancelled,
@@ -433,6 +434,43 @@ def test_queued_calls_for_which_no_thread_can_be_made_are_told_so(gate):
     assert "start new thread" in str(refused)
     assert workers.submit(lambda: 3).result(30) == 3
     assert "start new thread" in str(future.exception(30))
+
+
+def test_a_call_that_queued_behind_one_whose_thread_could_not_be_started_is_served():
+    starting = Gate()
+    refusals = [CallRejected("no room")]
+
+    def register(kind, label):
+        starting()
+        if refusals:
+            raise refusals.pop()
+        return lambda: None
+
+    workers = ThreadWorkers("one", max_workers=1, register=register)
+    refused = Caller(workers.call, lambda: "refused")
+    assert starting.arrived()
+    queued = Caller(workers.call, lambda: "served", timeout=10.0)
+    eventually(lambda: workers._queue)
+    starting.open()
+    assert isinstance(refused.end(), CallRejected)
+    assert queued.end() == "served"
+
+
+def test_calls_that_queued_behind_one_whose_thread_could_not_be_started_are_told_when_theirs_cannot_either():
+    starting = Gate()
+
+    def register(kind, label):
+        starting()
+        raise CallRejected("no room")
+
+    workers = ThreadWorkers("one", max_workers=1, register=register)
+    callers = [Caller(workers.call, lambda: 1, timeout=10.0)]
+    assert starting.arrived()
+    for number in range(3):
+        callers.append(Caller(workers.call, lambda: 1, timeout=10.0))
+        eventually(lambda number=number: len(workers._queue or ()) == number + 1)
+    starting.open()
+    assert [type(caller.end()) for caller in callers] == [CallRejected] * 4
 
 
 def test_idle_threads_end():
