@@ -165,10 +165,11 @@ class ProcessPool:
             if worker is None:
                 self._places -= 1
                 return
-            if not self.is_closed:
+            is_late = self.is_closed  # looked at once: who closes from here on finds it among the idle and ends it
+            if not is_late:
                 worker.idle_since = SYSTEM.monotonic()
                 self.idle.append(worker)
-        if self.is_closed:
+        if is_late:
             self.lose(worker)
         elif not self._pruning:
             self._prune_later()
