@@ -105,18 +105,17 @@ class ProcessPool:
 
     def _await(self, ticket: _Ticket, limit: Limit, interrupter: Interrupter) -> WorkerProcess | None:
         """Waits in the queue, in order; gives a worker, or None for a place to start one."""
-        interrupter.aim(lambda: self._interrupt(ticket))
         try:
+            interrupter.aim(lambda: self._interrupt(ticket))
             while not ticket.lock.acquire(True, _patience(limit)):
                 if limit.left() == 0.0:
                     break
-        except BaseException:
-            self._leave_queue(ticket)
+            if ticket.granted or not self._leave_queue(ticket):
+                return ticket.worker
+        except BaseException:  # KeyboardInterrupt: what was granted to it meanwhile is the next one's
+            if not self._leave_queue(ticket):
+                self.give(ticket.worker)
             raise
-        if ticket.granted:
-            return ticket.worker
-        if not self._leave_queue(ticket):
-            return ticket.worker
         if ticket.interrupted:
             raise Interrupted
         raise limit.error(self.name, "queued")

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from resilience.core.clock import SYSTEM
-from resilience.core.errors import DeadlineExceeded
+from resilience.testing import ManualClock
 from resilience.workers import process_pool
 from resilience.workers.ledger import LEDGER
 from resilience.workers.process_pool import ProcessPool
@@ -31,13 +31,20 @@ class Worker:
 
 
 class Lock:
-    """A lock that has `visit()` called, once, as soon as it is free and `when()` is true."""
+    """A lock that has `visit()` called, once, as soon as it is free and `when()` is true.
 
-    def __init__(self, when, visit):
+    Who comes for it while `interrupts` is true gets a Ctrl-C instead, once.
+    """
+
+    def __init__(self, when=bool, visit=None):
         self.lock = threading.Lock()
         self.when, self.visit = when, visit
+        self.interrupts = False
 
     def __enter__(self):
+        if self.interrupts:
+            self.interrupts = False
+            raise KeyboardInterrupt
         self.lock.acquire()
 
     def __exit__(self, *exc_info):
@@ -45,6 +52,21 @@ class Lock:
         if self.visit is not None and self.when():
             visit, self.visit = self.visit, None
             visit()
+
+
+class Clock(ManualClock):
+    """A clock that has `visit()` called at each look at it after the first."""
+
+    def __init__(self, visit):
+        super().__init__()
+        self.visit = visit
+        self.looks = 0
+
+    def monotonic(self):
+        self.looks += 1
+        if self.looks > 1:
+            self.visit()
+        return super().monotonic()
 
 
 @pytest.fixture
@@ -58,8 +80,8 @@ def pool(monkeypatch):
     made.close(wait=False, drop_queued=True)
 
 
-def take(pool, seconds=0.0, clock=SYSTEM):
-    return pool.take(Limit(seconds, clock, None), Interrupter(), None)
+def take(pool, seconds=0.0, clock=SYSTEM, interrupter=None):
+    return pool.take(Limit(seconds, clock, None), interrupter or Interrupter(), None)
 
 
 def test_a_worker_given_back_in_the_moment_of_the_shutdown_is_ended_once_and_its_place_comes_back_once(pool):
@@ -72,3 +94,44 @@ def test_a_worker_given_back_in_the_moment_of_the_shutdown_is_ended_once_and_its
     closing.start()
     closing.join(10)
     assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("come_free", [ProcessPool.give_back, ProcessPool.lose], ids=["a worker", "a place"])
+def test_what_a_queued_call_gets_in_the_moment_of_a_ctrl_c_is_there_for_the_next_one(pool, come_free):
+    worker = take(pool)
+
+    def grant_and_interrupt():
+        come_free(pool, worker)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(pool, 10.0, Clock(grant_and_interrupt))
+    assert (take(pool) is worker) == (come_free is ProcessPool.give_back)
+
+
+def test_a_queued_call_that_a_ctrl_c_meets_at_its_deadline_gets_nothing_afterwards(pool):
+    worker = take(pool)
+    pool._lock = Lock()
+
+    def end_and_interrupt():
+        clock.visit = lambda: None
+        clock.advance(10.0)
+        pool._lock.interrupts = True  # on its way out of the queue
+
+    clock = Clock(end_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        take(pool, 10.0, clock)
+    pool.give_back(worker)
+    assert take(pool) is worker
+
+
+def test_a_call_that_a_ctrl_c_meets_on_its_way_into_the_queue_gets_nothing_afterwards(pool):
+    class Interrupted(Interrupter):
+        def aim(self, target):
+            raise KeyboardInterrupt
+
+    worker = take(pool)
+    with pytest.raises(KeyboardInterrupt):
+        take(pool, 10.0, interrupter=Interrupted())
+    pool.give_back(worker)
+    assert take(pool) is worker
