@@ -176,7 +176,10 @@ class ProcessWorkers(Executor):
         return self._pool.count_undead()
 
     def warm(self, count: int = 1, timeout: float = 30.0) -> None:
-        """Starts workers ahead of the first call, until `count` are idle or `timeout` seconds have passed."""
+        """Starts workers ahead of the first call, until `count` are idle or `timeout` seconds have passed.
+
+        Raises `WorkerCrashed` when one dies while it starts; those that live serve the calls that come.
+        """
         require_count("count", count)
         limit = Limit(timeout, SYSTEM, None)
         taken: list[WorkerProcess] = []
@@ -187,7 +190,10 @@ class ProcessWorkers(Executor):
                 worker.wait_until_ready(limit.end, SYSTEM)
         finally:
             for worker in taken:
-                self._pool.give(worker)
+                if worker.is_gone():  # it died while it started, told of or not: no call shall get it
+                    self._pool.lose(worker)
+                else:
+                    self._pool.give(worker)
 
     # -- the Executor's interface ------------------------------------------------------------------------------------
 

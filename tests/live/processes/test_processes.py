@@ -474,6 +474,27 @@ def test_idle_workers_end_and_new_ones_start_when_needed():
         workers.shutdown()
 
 
+def test_workers_that_die_while_they_are_warmed_up_are_not_given_to_calls():
+    class Killer:
+        def emit(self, kind, name, *, pid, tasks):
+            if kind == "worker_started" and len(killed) < 2:
+                os.kill(pid, signal.SIGKILL)
+                eventually(lambda: not is_alive(pid))
+                killed.append(pid)
+
+    killed = []
+    workers = ProcessWorkers("stillborn", max_workers=2, events=Killer())
+    try:
+        with pytest.raises(WorkerCrashed):
+            workers.warm(2)
+        assert len(killed) == 2
+        assert workers.call(tasks.pid, timeout=PATIENCE) not in killed
+        workers.warm(2)
+        assert len(workers._pool.idle) == 2
+    finally:
+        workers.shutdown()
+
+
 def test_a_forgotten_set_takes_its_workers_along():
     workers = ProcessWorkers("forgotten")
     pid = workers.call(tasks.pid)
