@@ -124,8 +124,7 @@ def when_ended(error: BaseException, callback: Callable[[], object]) -> None:
 
 def bury(lock: Any, task: Task) -> None:
     """Ends an abandoned call: its late answer is dropped, and who waits for its end is told."""
-    while task.entry is None:  # the caller is just composing it
-        SYSTEM.sleep(0.001)
+    assert task.entry is not None
     LEDGER.ended(task.entry)
     task.value = task.error = None
     with lock:

@@ -190,17 +190,20 @@ class ThreadWorkers(Executor):
                 if self._queue and task in self._queue:
                     self._queue.remove(task)
                 return True
+            assert task.worker is not None
+            thread = task.worker.thread
+            assert thread is not None
+            task.entry = entry = Abandoned(self.name, thread.name, "")  # first: its thread strikes it out at the end
             task.state = ABANDONED
             self._abandoned += 1
             self._workers -= 1  # its thread ends with the call: another may take the place
-            worker = task.worker
-        assert worker is not None
-        assert worker.thread is not None
-        if worker.thread.owned is not None:
-            worker.thread.owned.abandon()
-        task.entry = Abandoned(self.name, worker.thread.name, _stack_of(worker.thread))
-        LEDGER.abandon(task.entry)
-        self._start_next()
+            LEDGER.abandon(entry)
+        try:
+            if thread.owned is not None:
+                thread.owned.abandon()
+            entry.stack = _stack_of(thread)
+        finally:
+            self._start_next()
         return True
 
     def _start_next(self) -> None:

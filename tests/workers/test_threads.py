@@ -66,6 +66,19 @@ def abandon(workers, gate, clock=None):
     return error
 
 
+class Interrupted:
+    """How a thread is registered, where a Ctrl-C comes while its call is given up."""
+
+    def __init__(self, kind, label):
+        self.ended = threading.Event()
+
+    def __call__(self):
+        self.ended.set()
+
+    def abandon(self):
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def gate():
     gate = Gate("late")
@@ -229,6 +242,33 @@ def test_a_late_error_is_dropped_too(gate):
     eventually(lambda: workers.late_results == 1)
     assert isinstance(caller.end(), DeadlineExceeded)
     assert workers.call(lambda: 1) == 1
+
+
+def test_a_call_that_a_ctrl_c_met_while_it_was_given_up_ends_with_its_thread(gate):
+    registered = []
+    clock = ManualClock()
+    workers = ThreadWorkers("met", register=lambda *what: registered.append(Interrupted(*what)) or registered[-1])
+    stuck = Caller(workers.call, gate, timeout=1.0, clock=clock)
+    assert gate.arrived()
+    eventually(lambda: clock.advance(1.0) or not stuck.is_alive())
+    assert isinstance(stuck.end(), KeyboardInterrupt)
+    assert LEDGER.abandoned_by_operation()["met"] == workers.abandoned == 1
+    gate.open()
+    assert registered[0].ended.wait(10)
+    assert workers.abandoned == 0
+    assert "met" not in LEDGER.abandoned_by_operation()
+
+
+def test_a_call_that_a_ctrl_c_met_while_it_was_given_up_leaves_its_place_to_the_queue(gate):
+    clock = ManualClock()
+    workers = ThreadWorkers("one", max_workers=1, register=Interrupted)
+    stuck = Caller(workers.call, gate, timeout=1.0, clock=clock)
+    assert gate.arrived()
+    queued = Caller(workers.call, lambda: "served", timeout=10.0)
+    eventually(lambda: workers._queue)
+    eventually(lambda: clock.advance(1.0) or not stuck.is_alive())
+    assert isinstance(stuck.end(), KeyboardInterrupt)
+    assert queued.end() == "served"
 
 
 def test_the_ledger_lists_abandoned_calls_while_they_run(gate):
