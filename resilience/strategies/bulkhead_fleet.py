@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+from ..core.forks import living
 from ..stores.link import link_to
 
 TYPE_CHECKING = False
@@ -37,18 +38,18 @@ class Fleet:
 
     def told(self, key: str, data: Any) -> None:
         """Some leases have changed."""
-        for slots in list(self._all):
+        for slots in living(self._all):
             if slots.key == key:
                 slots.told(data)
 
     def store_back(self, emptied: bool) -> None:
         """What is running needs its slots."""
-        for slots in list(self._all):
+        for slots in living(self._all):
             slots.store_back()
 
     def store_lost(self) -> None:
         """No answer comes any more."""
-        for slots in list(self._all):
+        for slots in living(self._all):
             slots.store_lost()
 
     def settle(self) -> None:
@@ -56,17 +57,17 @@ class Fleet:
 
     def keep(self) -> None:
         """Renews what is leased."""
-        for slots in list(self._all):
+        for slots in living(self._all):
             slots.renew()
 
     def leave(self) -> None:
         """Gives back what is not in use."""
-        for slots in list(self._all):
+        for slots in living(self._all):
             slots.leave()
 
     def streams(self) -> set[EventStream]:
         """Who hears of losing the store."""
-        return {stream for slots in list(self._all) if (stream := slots.stream()) is not None}
+        return {stream for slots in living(self._all) if (stream := slots.stream()) is not None}
 
 
 def fleet_of(store: Store) -> Fleet:
@@ -91,5 +92,5 @@ def _leave_at_exit(fleet: Fleet) -> None:
 
 
 def _leave() -> None:
-    for fleet in list(_fleets):
+    for fleet in living(_fleets):
         fleet.leave()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from resilience import OperationCancelled, Pipeline, RetryPolicy, Timeout, deadline, history
+from resilience import DeadlineExceeded, OperationCancelled, Pipeline, RetryPolicy, Timeout, deadline, history
 from resilience.core.context import OperationContext
 
 PATIENCE = 20.0  # seconds for an interpreter to start on a busy machine
@@ -133,7 +133,7 @@ def test_three_layers_with_retries_and_timeouts_end_by_the_deadline():
         raise ConnectionError("down")
 
     start = time.monotonic()
-    with deadline(0.5), pytest.raises(ConnectionError):
+    with deadline(0.5), pytest.raises((ConnectionError, DeadlineExceeded)):  # the latter where an attempt was cut
         layer.call(layer.call, layer.call, work)
     assert time.monotonic() - start < 1.0
     assert begun[-1] - start < 0.5

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 import uuid
+import weakref
 
 import pytest
 
@@ -303,6 +304,27 @@ def test_a_bulkhead_at_rest_asks_nobody(crowd, limit, inside):
     eventually(lambda: not is_asking(one) and not is_asking(two))
     with one._changed, two._changed:
         assert one.shared.settle_held() is two.shared.settle_held() is None
+
+
+class Joined(weakref.WeakSet):
+    """A set that a newcomer joins in the middle of the first look at it."""
+
+    newcomer = None
+
+    def __iter__(self):
+        for one in super().__iter__():
+            if self.newcomer is not None:
+                self.newcomer = self.add(self.newcomer)
+            yield one
+
+
+def test_a_bulkhead_may_be_made_while_the_clerk_renews(crowd):
+    one, two = crowd(2)
+    fleet = one.shared._fleet
+    fleet._all = Joined(fleet._all)
+    fleet._all.newcomer = two.shared
+    fleet.keep()
+    assert set(fleet._all) == {one.shared, two.shared}
 
 
 def test_the_end_of_the_process_gives_back_what_is_not_in_use(crowd):

@@ -52,6 +52,12 @@ def take(count):
     return taken
 
 
+def fill(slots):
+    """Takes slots until so many calls run here: a store that is slow for a moment gives none."""
+    when(lambda: bulkhead.in_flight + take(slots - bulkhead.in_flight) >= slots)
+    return bulkhead.in_flight
+
+
 def is_joined():
     return bulkhead.shared._is_joined
 
