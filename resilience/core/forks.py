@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 # The order in which a fork takes what it has to hold.
-STORES, BREAKERS, STACKS = range(3)
+STORES, BREAKERS, STACKS, IMPORTS = range(4)
 
 _all: weakref.WeakSet[Any] = weakref.WeakSet()
 _held: dict[int, _Held] = {}
@@ -63,6 +63,21 @@ def living(owners: weakref.WeakSet[T]) -> list[T]:
             return list(owners)
         except RuntimeError:
             continue
+
+
+_importing = threading.Lock()
+held_across_forks(IMPORTS, _importing.acquire, _importing.release)
+
+
+def imported(name: str) -> Any:
+    """The module, for a thread of the toolkit's own: no child is born in the middle of an import, to wait for its end.
+
+    The import may not need a lock that a fork takes.
+    """
+    with _importing:
+        from importlib import import_module
+
+        return import_module(name)
 
 
 def _before_fork() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .forks import imported
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
@@ -9,9 +11,9 @@ if TYPE_CHECKING:
 
 def logger(room: str) -> Logger:
     """The logger of a room of the toolkit."""
-    import logging
-
+    logging = imported("logging")
     ours = logging.getLogger("resilience")
     if not ours.handlers:
         ours.addHandler(logging.NullHandler())  # else Python prints warnings that nobody has asked for
-    return logging.getLogger(f"resilience.{room}")
+    found: Logger = logging.getLogger(f"resilience.{room}")
+    return found

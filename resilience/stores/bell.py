@@ -12,6 +12,7 @@ import select
 import sys
 
 from ..core.clock import SYSTEM
+from ..core.forks import imported
 
 IN_MODIFY = 0x2
 IN_CLOEXEC = 0o2000000
@@ -114,9 +115,7 @@ def _inotify(path: str) -> int | None:
     """A file that becomes readable when `path` is written to; None where the system has no such thing."""
     if sys.platform != "linux":
         return None
-    import ctypes
-
-    library = ctypes.CDLL(None, use_errno=True)
+    library = imported("ctypes").CDLL(None, use_errno=True)
     try:
         file: int = library.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
     except AttributeError:
