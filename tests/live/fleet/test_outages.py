@@ -62,7 +62,7 @@ def test_no_call_fails_or_waits_whatever_happens_to_the_store_and_all_agree_afte
               f"longest call {max(one['slowest'] for one in seen) * 1000:.0f} ms, {[one['slow'] for one in seen]} "
               f"over 50 ms, {[one['warnings'] for one in seen]} warnings")  # fmt: skip
         assert [one["wrong"] for one in seen] == [[], []], fault.__name__
-        assert max(one["slowest"] for one in seen) < LONGEST, fault.__name__
+        assert all(one["slowest"] < LONGEST + one["stalled"] for one in seen), fault.__name__
         assert closed - back < CONVERGED, fault.__name__
         assert max(one["warnings"] for one in seen) <= 3, fault.__name__
     rate = sum(crowd.do("load.calls")) / (time.monotonic() - began)

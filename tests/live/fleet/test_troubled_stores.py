@@ -10,6 +10,7 @@ import time
 
 import pytest
 from places import FilePlace, PostgresPlace, RedisPlace
+from stalls import Stalls
 
 from resilience import (
     Bulkhead,
@@ -26,6 +27,14 @@ from resilience.testing import eventually
 pytestmark = pytest.mark.slow
 PATIENCE = 30.0
 LONGEST = 0.5  # seconds: ten times what a call may wait for a store, once
+
+
+@pytest.fixture
+def stalls():
+    """What the machine adds to the longest call."""
+    seen = Stalls()
+    yield seen
+    seen.end()
 
 
 def failing():
@@ -66,7 +75,7 @@ def ready(store):
     eventually(lambda: store.link is not None and store.link.state == "ready" and store.link.clerk.epoch is not None)
 
 
-def test_while_the_store_hangs_local_state_decides_and_the_opening_is_shared_afterwards(place, name, caplog):
+def test_while_the_store_hangs_local_state_decides_and_the_opening_is_shared_afterwards(place, name, caplog, stalls):
     events = EventStream()
     heard = []
     events.subscribe(lambda event: heard.append(event.kind), ("store_lost", "store_restored", "breaker_state_changed"))
@@ -88,7 +97,7 @@ def test_while_the_store_hangs_local_state_decides_and_the_opening_is_shared_aft
         eventually(lambda: str(theirs.state) == "open")
         eventually(lambda: store.link.state == "ready")
         eventually(lambda: other.link.state == "ready")
-        assert load.slowest < LONGEST
+        assert load.slowest < LONGEST + stalls.longest
         told = [record for record in caplog.records if record.name == "resilience.store"]
         eventually(lambda: heard.count("store_restored") >= 1)
         events.flush(5.0)
@@ -127,7 +136,7 @@ class Traffic:
             thread.join()
 
 
-def test_no_call_of_a_shared_bulkhead_with_room_notices_a_store_that_hangs_and_comes_back_empty(place, name):
+def test_no_call_of_a_shared_bulkhead_with_room_notices_a_store_that_hangs_and_comes_back_empty(place, name, stalls):
     with open_store(place.url) as store:
         bulkhead = Bulkhead(name, 40, store=store)
         with Traffic(bulkhead) as traffic:
@@ -149,10 +158,10 @@ def test_no_call_of_a_shared_bulkhead_with_room_notices_a_store_that_hangs_and_c
             so_far = len(traffic.calls)
             eventually(lambda: len(traffic.calls) > so_far + 200)
         assert traffic.refused == []
-        assert slowest < LONGEST
+        assert slowest < LONGEST + stalls.longest
 
 
-def test_an_emptied_store_is_written_again(place, name):
+def test_an_emptied_store_is_written_again(place, name, stalls):
     config = CircuitBreakerConfig(failure_threshold=2, timeout=600.0)
     with open_store(place.url) as store:
         breaker = CircuitBreaker(name, config, store=store)
@@ -174,10 +183,10 @@ def test_an_emptied_store_is_written_again(place, name):
         assert time.monotonic() - began < 20  # goal: 2 s
         assert str(breaker.state) == "open"
         load.call(lambda: 1, 10)
-        assert load.slowest < LONGEST
+        assert load.slowest < LONGEST + stalls.longest
 
 
-def test_a_killed_server_is_found_again_empty(own_valkey, name):
+def test_a_killed_server_is_found_again_empty(own_valkey, name, stalls):
     place = RedisPlace(own_valkey)
     config = CircuitBreakerConfig(failure_threshold=2, timeout=600.0)
     with open_store(place.url) as store:
@@ -192,10 +201,10 @@ def test_a_killed_server_is_found_again_empty(own_valkey, name):
         own_valkey.restart()
         with open_store(place.url) as fresh:
             eventually(lambda: (fresh.read(f"breaker/{name}") or {}).get("mode") == "open")
-        assert load.slowest < LONGEST
+        assert load.slowest < LONGEST + stalls.longest
 
 
-def test_a_database_that_restarts_is_found_again(own_postgres, name):
+def test_a_database_that_restarts_is_found_again(own_postgres, name, stalls):
     with open_store(own_postgres.dsn) as store, open_store(own_postgres.dsn) as other:
         breaker = CircuitBreaker(name, CircuitBreakerConfig(failure_threshold=2, timeout=600.0), store=store)
         theirs = CircuitBreaker(name, CircuitBreakerConfig(failure_threshold=2, timeout=600.0), store=other)
@@ -206,7 +215,7 @@ def test_a_database_that_restarts_is_found_again(own_postgres, name):
         load.call(failing, 2)
         assert str(breaker.state) == "open"
         eventually(lambda: str(theirs.state) == "open")
-        assert load.slowest < LONGEST
+        assert load.slowest < LONGEST + stalls.longest
 
 
 def test_garbage_under_a_key_is_replaced(own_valkey, name):
@@ -242,7 +251,7 @@ def test_a_version_that_is_none_is_replaced_and_the_next_change_is_heard(valkey_
         eventually(lambda: heard[-1:] == [{"n": 8}])
 
 
-def test_a_file_of_garbage_leaves_local_state_and_few_warnings(tmp_path, name, caplog):
+def test_a_file_of_garbage_leaves_local_state_and_few_warnings(tmp_path, name, caplog, stalls):
     path = tmp_path / "state"
     path.write_bytes(os.urandom(5000))
     with caplog.at_level(logging.WARNING, "resilience.store"), open_store(f"file://{path}") as store:
@@ -252,7 +261,7 @@ def test_a_file_of_garbage_leaves_local_state_and_few_warnings(tmp_path, name, c
         load.call(failing, 2)
         load.call(lambda: 1, 10)
         assert str(breaker.state) == "open"
-        assert load.slowest < LONGEST
+        assert load.slowest < LONGEST + stalls.longest
         eventually(lambda: store.link.state == "away")
         time.sleep(1.5)
     assert 1 <= len([record for record in caplog.records if record.name == "resilience.store"]) <= 3
@@ -318,7 +327,7 @@ def test_on_a_full_disk_calls_go_on(tmp_path):
     connection.close()
 
 
-def test_threads_under_load_are_not_held_up(place, name):
+def test_threads_under_load_are_not_held_up(place, name, stalls):
     with open_store(place.url) as store:
         breaker = CircuitBreaker(name, CircuitBreakerConfig(failure_threshold=10_000), store=store)
         assert breaker.call(lambda: 1) == 1
@@ -341,5 +350,5 @@ def test_threads_under_load_are_not_held_up(place, name):
         stop.set()
         for thread in threads:
             thread.join()
-        assert max(load.slowest for load in loads) < LONGEST
+        assert max(load.slowest for load in loads) < LONGEST + stalls.longest
         eventually(lambda: store.link.state == "ready")

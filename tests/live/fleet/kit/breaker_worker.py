@@ -7,6 +7,7 @@ import threading
 import time
 
 from serving import losses, serve, told, when
+from stalls import Stalls
 
 skew = told.pop("skew", 0.0)
 if skew:  # before anything of the toolkit has looked at the clock
@@ -144,10 +145,12 @@ class Load:
 
     def begin(self):
         self.slow, self.slowest, self.wrong = 0, 0.0, []
+        stalls.longest = 0.0
         warnings.clear()
 
     def told(self):
-        return {"slow": self.slow, "slowest": self.slowest, "wrong": self.wrong, "warnings": len(warnings)}
+        seen = {"slow": self.slow, "slowest": self.slowest, "stalled": stalls.longest}
+        return {**seen, "wrong": self.wrong, "warnings": len(warnings)}
 
     def __call__(self, number):
         due = self.due.setdefault(number, time.monotonic() + number / self.pace / 10)
@@ -167,6 +170,7 @@ class Load:
             self.wrong.append(answer)
 
 
+stalls = Stalls()
 load = Load(50)
 str(breaker.state)  # it looks at its store from now on
 lost = losses(store.link)
