@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .manager import ErrorRecoveryManager
     from .workers.ledger import Living
 
+NEW = "new"  # the state of a worker that was not started yet
 POLL = 0.002  # real seconds between two looks at a clock that is not the system's
 
 
@@ -43,13 +44,14 @@ class SupervisedWorker:
         self.fn = fn
         self.rules = rules
         self.operation = operation
-        self.state = WorkerState("new", rules.interval)
+        self.state = WorkerState(NEW, rules.interval)
         self.thread: threading.Thread | None = None
         self.context: OperationContext | None = None  # of the run that is under way
         self.ordered_off = False
         self.runs = self.failures = 0
         self.last_error: str | None = None
         self.last_success: float | None = None
+        self._life: object | None = None  # what its thread, running or about to, was started for; None: it has none
         self._group = group
         self._manager = manager
         self._clock = clock
@@ -79,18 +81,41 @@ class SupervisedWorker:
             "last_success": self.last_success,
         }
 
-    def launch(self) -> None:
-        """Starts its thread, with nothing counted against it."""
-        owned = self._manager.resources.own("thread", f"worker {self.name}")
-        entry = LEDGER.enter("thread", f"worker {self.name}", owned=owned)
-        thread = threading.Thread(target=self._live, args=(entry,), name=f"worker-{self.name}", daemon=True)
-        with self._changed:
-            self.state = supervision.begin(self.rules, self._clock.monotonic())
-            self.thread = thread
+    @property
+    def is_busy(self) -> bool:
+        """Whether it runs or waits for its next run, or its last run has not ended."""
+        waits = self._life is not None and self.state.mode == RUNNING and not self.ordered_off
+        return waits or self.context is not None
+
+    def begin_held(self) -> object | None:
+        """It is to run now, with nothing counted against it; gives what to `launch` it for, None if its thread goes on.
+
+        Who holds the lock: there is never a second instance.
+        """
+        self.state = supervision.begin(self.rules, self._clock.monotonic())
+        self._changed.notify_all()
+        if self._life is not None:
+            return None
+        self._life = life = object()
+        return life
+
+    def launch(self, life: object) -> None:
+        """Starts its thread."""
         try:
-            thread.start()
-        except RuntimeError:
-            LEDGER.leave(entry)
+            owned = self._manager.resources.own("thread", f"worker {self.name}")
+            entry = LEDGER.enter("thread", f"worker {self.name}", owned=owned)
+            try:
+                self.thread = threading.Thread(
+                    target=self._live, args=(life, entry), name=f"worker-{self.name}", daemon=True
+                )
+                self.thread.start()
+            except BaseException:
+                LEDGER.leave(entry)
+                raise
+        except BaseException:  # a thread that was begun all the same ends at its next turn
+            with self._changed:
+                if self._life is life:
+                    self._life, self.state = None, WorkerState(NEW, self.rules.interval)
             raise
         self.tell_started()
 
@@ -103,36 +128,38 @@ class SupervisedWorker:
         """Tells the monitor whether it works."""
         self._manager.monitor.record_worker_health(self.name, self.is_running, self.state.errors)
 
-    def _live(self, entry: Living) -> None:
+    def _live(self, life: object, entry: Living) -> None:
         try:
-            while self._await_turn():
-                if self.state.mode == STOPPED:
-                    with self._changed:
-                        self.state = supervision.restarted(self.state, self.rules, self._clock.monotonic())
-                    self.tell_started()
-                self._run_once()
-                if self.state.next_run is None:
-                    return
+            while (context := self._await_turn(life)) is not None:
+                self._run_once(context)
         finally:
+            with self._changed:
+                if self._life is life:
+                    self._life = self.context = None
             LEDGER.leave(entry)
 
-    def _await_turn(self) -> bool:
-        """Waits until the worker's next run; False when it is to end."""
+    def _await_turn(self, life: object) -> OperationContext | None:
+        """Waits until the worker's next run; None when the thread is to end, which nobody can restart from then on."""
         with self._changed:
-            while not self.ordered_off and self.state.next_run is not None:
+            while self._life is life and not self.ordered_off and self.state.next_run is not None:
                 left = self.state.next_run - self._clock.monotonic()
                 if left <= 0:
-                    return True
+                    break
                 SYSTEM.wait(self._changed, left if self._clock is SYSTEM else POLL)
-            return False
+            else:
+                self._life = None if self._life is life else self._life
+                return None
+            context = self.context = OperationContext(self.name, clock=self._clock)
+            restarts = self.state.mode == STOPPED
+            if restarts:
+                self.state = supervision.restarted(self.state, self.rules, self._clock.monotonic())
+        if restarts:
+            self.tell_started()
+        return context
 
-    def _run_once(self) -> None:
+    def _run_once(self, context: OperationContext) -> None:
         began = self._clock.monotonic()
         error: BaseException | None = None
-        with self._changed:
-            if self.ordered_off:
-                return
-            context = self.context = OperationContext(self.name, clock=self._clock)
         try:
             with context:
                 if self.operation is None:
@@ -148,10 +175,11 @@ class SupervisedWorker:
             if self.ordered_off and error is not None:
                 return
             self._judge_held(error, began, now)
+            state = self.state
         self._count(error, now - began)
         self.record()
-        if self.state.mode != RUNNING:
-            self._tell_lost(error, now)
+        if state.mode != RUNNING:
+            self._tell_lost(state, error, now)
 
     def _judge_held(self, error: BaseException | None, began: float, now: float) -> None:
         rules = self.rules
@@ -173,8 +201,7 @@ class SupervisedWorker:
                 self._manager.errors.add(error, operation=self.name)
             self._manager.monitor.record_operation(self.name, max(0.0, duration), success=error is None)
 
-    def _tell_lost(self, error: BaseException | None, now: float) -> None:
-        state = self.state
+    def _tell_lost(self, state: WorkerState, error: BaseException | None, now: float) -> None:
         again = None if state.next_run is None else max(0.0, state.next_run - now)
         crashed = error is not None and not isinstance(error, Exception)
         reason = "it crashed" if crashed else f"{state.errors} failures in a row"

@@ -7,9 +7,8 @@ import threading
 from .core import lifecycle
 from .core.clock import SYSTEM
 from .core.errors import ConfigError, ShutdownInProgress, require, require_count, require_seconds
-from .rules import supervision
-from .rules.supervision import STOPPED, Supervision
-from .supervised_worker import SupervisedWorker
+from .rules.supervision import Supervision
+from .supervised_worker import NEW, SupervisedWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,9 +88,10 @@ class WorkerGroup:
             if name in self._workers:
                 raise ConfigError(f"worker {name!r} is in this group already", key="name", value=name)
             self._workers[name] = worker
+            life = worker.begin_held() if self._started else None
         worker.record()
-        if self._started:
-            worker.launch()
+        if life is not None:
+            worker.launch(life)
 
     def start(self) -> WorkerGroup:
         """Starts every worker; idempotent."""
@@ -99,11 +99,14 @@ class WorkerGroup:
             if self._started or self._stopping:
                 return self
             self._started = True
-            workers = list(self._workers.values())
         self._owned = self._manager.resources.own("custom", f"worker group {self.name}", self.stop)
         self._forget = lifecycle.on_shutdown(self._order_off)
-        for worker in workers:
-            worker.launch()
+        for worker in list(self._workers.values()):
+            with self._changed:
+                is_due = worker.state.mode == NEW and not worker.ordered_off  # else somebody was faster
+                life = worker.begin_held() if is_due else None
+            if life is not None:
+                worker.launch(life)
         return self
 
     def stop(self, timeout: float = 5.0) -> list[str]:
@@ -115,8 +118,9 @@ class WorkerGroup:
         self._order_off()
         end = SYSTEM.monotonic() + timeout
         for worker in self._workers.values():
-            if worker.thread is not None and worker.thread is not threading.current_thread():
-                worker.thread.join(max(0.0, end - SYSTEM.monotonic()))
+            thread = worker.thread
+            if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(0.0, end - SYSTEM.monotonic()))
             worker.record()
         if self._forget is not None:
             self._forget()
@@ -145,16 +149,14 @@ class WorkerGroup:
         worker = self._worker(name)
         with self._changed:
             self._refuse_if_stopped_held(name)
-            if worker.is_alive and (worker.ordered_off or worker.state.mode != STOPPED):
+            if worker.is_busy:
                 return False
             worker.ordered_off = False
-            worker.state = supervision.begin(worker.rules, self._clock.monotonic())
-            self._changed.notify_all()
-            waits = worker.is_alive  # for its restart: it goes on now
-        if waits:
+            life = worker.begin_held()
+        if life is None:  # it waits for its restart, or is just about to end: it goes on
             worker.tell_started()
         else:
-            worker.launch()
+            worker.launch(life)
         return True
 
     def is_healthy(self, min_ratio: float = 0.5) -> bool:

@@ -1,5 +1,6 @@
 """Supervised workers under a manual clock: intervals, stops, restarts, one instance each, and their health."""
 
+import logging
 import threading
 
 import pytest
@@ -154,6 +155,93 @@ def test_there_is_never_a_second_instance(group):
     assert most == [1, 1]
     with pytest.raises(ConfigError, match="hangs"):
         group.add("hangs", hangs, 1.0)
+
+
+def once(target):
+    """Gives a function that calls `target()` the first time, and keeps what that gave in its list `answers`."""
+
+    def visit(*args, **kwargs):
+        if not visit.answers:
+            visit.answers.append(None)
+            visit.answers[0] = target()
+
+    visit.answers = []
+    return visit
+
+
+def before(monkeypatch, owner, method, visit):
+    """Calls `visit()` before each call of a method of `owner`."""
+    original = getattr(owner, method)
+    monkeypatch.setattr(owner, method, lambda *args, **kwargs: (visit(), original(*args, **kwargs))[1])
+
+
+def living(name):
+    return sum(thread.name == f"worker-{name}" for thread in threading.enumerate())
+
+
+def test_a_start_in_the_middle_of_an_add_starts_one_thread(group, manager, monkeypatch):
+    before(monkeypatch, manager.monitor, "record_worker_health", once(group.start))
+    group.add("one", Source(), 60.0)
+    settled(group, "one", 1)
+    assert living("one") == 1
+
+
+def test_a_restart_before_the_start_starts_one_thread(group):
+    group.add("one", Source(), 60.0)
+    assert group.restart("one")
+    group.start()
+    settled(group, "one", 1)
+    assert living("one") == 1
+
+
+def test_one_of_two_restarts_at_once_starts_the_worker(group, manager, monkeypatch):
+    group.add("dead", source := Source(down=True), 1.0, max_errors=1, restart_after=None)
+    group.start()
+    settled(group, "dead", 1)
+    eventually(lambda: not group._workers["dead"].is_alive)
+    source.down = False
+    meanwhile = once(lambda: group.restart("dead"))
+    before(monkeypatch, manager.resources, "own", meanwhile)
+    assert group.restart("dead")
+    assert meanwhile.answers == [False]
+    settled(group, "dead", 2)
+    assert living("dead") == 1
+
+
+def test_who_hears_that_a_worker_is_lost_can_restart_it(group, manager):
+    restarted, answers = threading.Event(), []
+
+    class Slow(logging.Handler):
+        def emit(self, record):  # the worker's thread has not ended when its loss is heard of
+            assert restarted.wait(20)
+
+    def restart(event):
+        source.down = False
+        answers.append(group.restart(event.name))
+        restarted.set()
+
+    logger, handler = logging.getLogger("resilience.workers"), Slow()
+    logger.addHandler(handler)
+    try:
+        manager.events.subscribe(restart, kinds=("worker_lost",))
+        group.add("lost", source := Source(down=True), 1.0, max_errors=1, restart_after=None)
+        group.start()
+        seen = settled(group, "lost", 2)
+    finally:
+        logger.removeHandler(handler)
+    assert answers == [True]
+    assert (seen["is_running"], seen["error_count"]) == (True, 0)
+
+
+def test_a_worker_that_waits_for_its_next_run_can_be_cancelled_and_restarted_at_once(group):
+    group.add("one", Source(), 60.0)
+    group.start()
+    settled(group, "one", 1)
+    with group._changed:  # its thread cannot end meanwhile
+        group.cancel("one")
+        assert group.restart("one")
+    assert settled(group, "one", 2)["is_running"]
+    assert living("one") == 1
 
 
 def test_stopping_wakes_waits_and_cancels_runs(group):
