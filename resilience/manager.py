@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["ErrorRecoveryManager", "OperationResult", "default_manager", "protect", "shutdown"]
 
 _managers: weakref.WeakSet[ErrorRecoveryManager] = weakref.WeakSet()
+_default: dict[str, ErrorRecoveryManager] = {}  # the one of this process; single operations only: atomic without a lock
 
 
 class ErrorRecoveryManager:
@@ -365,7 +366,11 @@ def default_manager() -> ErrorRecoveryManager:
     """The process-wide manager behind `resilience.protect`, with the defaults of the specification."""
     import atexit
 
-    manager = ErrorRecoveryManager()
+    made = ErrorRecoveryManager()
+    manager = _default.setdefault("manager", made)
+    if manager is not made:  # another thread was faster
+        made.close(grace=0.0)
+        return manager
     atexit.register(manager.close, grace=0.0)
     return manager
 

@@ -22,7 +22,7 @@ from resilience import (
     ShutdownInProgress,
     current,
 )
-from resilience.testing import Flaky, ManualClock
+from resilience.testing import Flaky, ManualClock, eventually
 
 NO_WAIT = RetryPolicy(max_retries=2, base_delay=0.0, jitter=False)
 
@@ -268,6 +268,33 @@ def test_one_line_protects_a_function():
 
     assert double(4) == 8
     assert resilience.default_manager().monitor.operations()["api_call"]["calls"] >= 1
+
+
+def test_threads_that_ask_for_the_default_manager_at_once_get_the_same(monkeypatch):
+    from resilience import manager as module
+
+    made, known = [], threading.Event()
+
+    class Slow(ErrorRecoveryManager):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+            known.wait(30)
+
+    monkeypatch.setattr(module, "_default", {})
+    monkeypatch.setattr(module, "ErrorRecoveryManager", Slow)
+    ask, got = module.default_manager.__wrapped__, []  # no cache: all of them ask first
+    threads = [threading.Thread(target=lambda: got.append(ask())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(made) == 3)
+    known.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(got) == 3
+    assert len(set(got)) == 1
+    assert [manager.status()["closed"] for manager in made].count(False) == 1
+    got[0].close()
 
 
 def test_critical_marks_an_operation_also_without_decorating(manager):
