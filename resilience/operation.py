@@ -135,27 +135,32 @@ class Operation:
     def _workers(self, isolation: str) -> ThreadWorkers | ProcessWorkers | None:
         if isolation == "caller":
             return None
-        limit = self._parts.memory_limit
         if isolation == "process":
-            known = self._processes
-            if known is None or known.memory_limit != limit:
-                from .workers.processes import ProcessWorkers
-
-                around = self._around
-                self._processes = ProcessWorkers(
-                    self.name, memory_limit=limit, events=around.events, register=around.register
-                )
-                if known is not None:
-                    known.shutdown(wait=False)
-            assert self._processes is not None
-            return self._processes
+            return self._process_workers()
         if self._threads is None:
             from .workers.threads import ThreadWorkers
 
-            self._threads = ThreadWorkers(
-                self.name, max_abandoned=self._parts.max_abandoned, register=self._around.register
-            )
+            around = self._around
+            with around.making:  # first calls at once share one set: `end_workers` knows no other
+                if self._threads is None:
+                    self._threads = ThreadWorkers(
+                        self.name, max_abandoned=self._parts.max_abandoned, register=around.register
+                    )
         return self._threads
+
+    def _process_workers(self) -> ProcessWorkers:
+        from .workers.processes import ProcessWorkers
+
+        around, limit = self._around, self._parts.memory_limit
+        with around.making:
+            known = workers = self._processes
+            if workers is None or workers.memory_limit != limit:
+                workers = self._processes = ProcessWorkers(
+                    self.name, memory_limit=limit, events=around.events, register=around.register
+                )
+        if known is not None and known is not workers:
+            known.shutdown(wait=False)
+        return workers
 
     def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Calls `fn(*args, **kwargs)` under everything that guards this operation."""

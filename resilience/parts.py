@@ -6,6 +6,10 @@ attempt timeout, function. The total deadline is armed on entry, before everythi
 
 from __future__ import annotations
 
+import threading
+
+from .core.forks import afresh_in_children
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 class Surroundings:
     """What all operations of a manager have in common."""
 
-    __slots__ = ("clock", "errors", "events", "register", "timeouts")
+    __slots__ = ("__weakref__", "clock", "errors", "events", "making", "register", "timeouts")
 
     def __init__(
         self,
@@ -43,6 +47,12 @@ class Surroundings:
         self.errors = errors
         self.timeouts = timeouts
         self.register = register
+        self.fresh_locks()
+        afresh_in_children(self)
+
+    def fresh_locks(self) -> None:
+        """A lock of its own: at the start, and in a forked child."""
+        self.making = threading.RLock()  # held while an operation makes its workers
 
 
 class Parts:

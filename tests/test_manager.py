@@ -1,6 +1,7 @@
 """Named operations: every policy registered for a name applies, and all is counted exactly."""
 
 import gc
+import importlib
 import json
 import threading
 import warnings
@@ -295,6 +296,28 @@ def test_threads_that_ask_for_the_default_manager_at_once_get_the_same(monkeypat
     assert len(set(got)) == 1
     assert [manager.status()["closed"] for manager in made].count(False) == 1
     got[0].close()
+
+
+@pytest.mark.parametrize(
+    ("isolation", "module"), [("thread", "resilience.workers.threads"), ("process", "resilience.workers.processes")]
+)
+def test_first_calls_at_once_share_one_set_of_workers(manager, monkeypatch, isolation, module):
+    kind = {"thread": "ThreadWorkers", "process": "ProcessWorkers"}[isolation]
+    real, made, others = getattr(importlib.import_module(module), kind), [], []
+
+    def slow(*args, **kwargs):
+        made.append(real(*args, **kwargs))
+        if len(made) == 1:  # the second one asks while the first set is made
+            others.append(threading.Thread(target=operation.pipeline, args=(isolation,)))
+            others[0].start()
+            others[0].join(0.2)
+        return made[-1]
+
+    operation = manager.operation("job")
+    monkeypatch.setattr(f"{module}.{kind}", slow)
+    operation.pipeline(isolation)
+    others[0].join(30)
+    assert len(made) == 1
 
 
 def test_critical_marks_an_operation_also_without_decorating(manager):
