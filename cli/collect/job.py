@@ -7,6 +7,7 @@ import random
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -295,6 +296,6 @@ def write_list(path: Path, lines: list[str]) -> None:
         part.write_bytes(text)
         os.replace(part, path)
     except OSError as error:
-        if part.is_file():
+        with suppress(OSError):  # mostly it is not there
             part.unlink()
         raise OutputError("the list of failed items to", path, error) from error

@@ -2,10 +2,11 @@
 
 import threading
 
+import pytest
 from resilience_cli.collect.answer import Answer
 from resilience_cli.collect.inputs import read_items
-from resilience_cli.collect.job import Job, Options
-from resilience_cli.collect.journal import Past
+from resilience_cli.collect.job import Job, Options, write_list
+from resilience_cli.collect.journal import OutputError, Past
 from resilience_cli.collect.tasks import Final, Task
 
 from resilience.testing import Gate, eventually
@@ -68,3 +69,11 @@ def test_a_write_that_hangs_does_not_hold_up_the_end_of_the_run(monkeypatch):
     assert not closing.is_alive()
     journal.gate.open()
     keeping.join(30)
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "missing/failed.txt", "file/failed.txt"])
+def test_a_list_of_failed_items_that_cannot_be_written_is_an_output_error(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write the list of failed items"):
+        write_list(tmp_path / name, ["http://a.test/1"])
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
