@@ -94,20 +94,28 @@ class WorkerGroup:
             worker.launch(life)
 
     def start(self) -> WorkerGroup:
-        """Starts every worker; idempotent."""
+        """Starts every worker; idempotent. Where one cannot be, those before it run; a second call starts the rest."""
         with self._changed:
             if self._started or self._stopping:
                 return self
             self._started = True
-        self._owned = self._manager.resources.own("custom", f"worker group {self.name}", self.stop)
-        self._forget = lifecycle.on_shutdown(self._order_off)
+        try:
+            self._start()
+        except BaseException:
+            self._started = False
+            raise
+        return self
+
+    def _start(self) -> None:
+        if self._owned is None:
+            self._owned = self._manager.resources.own("custom", f"worker group {self.name}", self.stop)
+            self._forget = lifecycle.on_shutdown(self._order_off)
         for worker in list(self._workers.values()):
             with self._changed:
                 is_due = worker.state.mode == NEW and not worker.ordered_off  # else somebody was faster
                 life = worker.begin_held() if is_due else None
             if life is not None:
                 worker.launch(life)
-        return self
 
     def stop(self, timeout: float = 5.0) -> list[str]:
         """Ends every worker and waits up to `timeout` real seconds; gives the names of those that still run.
@@ -171,7 +179,11 @@ class WorkerGroup:
             return {name: worker.as_dict() for name, worker in sorted(self._workers.items())}
 
     def __enter__(self) -> WorkerGroup:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()

@@ -6,7 +6,14 @@ import threading
 import pytest
 
 import resilience
-from resilience import ConfigError, ErrorRecoveryManager, RetryPolicy, ShutdownInProgress, WorkerGroup
+from resilience import (
+    BulkheadFullError,
+    ConfigError,
+    ErrorRecoveryManager,
+    RetryPolicy,
+    ShutdownInProgress,
+    WorkerGroup,
+)
 from resilience.core import lifecycle
 from resilience.testing import ManualClock, eventually
 
@@ -242,6 +249,52 @@ def test_a_worker_that_waits_for_its_next_run_can_be_cancelled_and_restarted_at_
         assert group.restart("one")
     assert settled(group, "one", 2)["is_running"]
     assert living("one") == 1
+
+
+def test_a_stop_while_a_worker_is_being_started_ends_the_group(group, monkeypatch):
+    group.add("one", source := Source(), 60.0)
+    before(monkeypatch, threading.Thread, "start", stop := once(group.stop))
+    group.start()
+    assert stop.answers == [[]]
+    eventually(lambda: not group._workers["one"].is_alive)
+    assert source.calls == 0
+    assert group.status()["one"]["state"] == "cancelled"
+
+
+def refuse_once(monkeypatch, owner, label):
+    """The resource manager refuses to register what is called so, the first time."""
+    original, refused = owner.own, []
+
+    def own(kind, name, *rest):
+        if name == label and not refused:
+            refused.append(name)
+            raise BulkheadFullError("no room", name=name)
+        return original(kind, name, *rest)
+
+    monkeypatch.setattr(owner, "own", own)
+
+
+@pytest.mark.parametrize("label", ["worker b", "worker group workers"])
+def test_a_start_that_failed_can_be_tried_again(group, manager, monkeypatch, label):
+    for name in "abc":
+        group.add(name, Source(), 60.0)
+    refuse_once(monkeypatch, manager.resources, label)
+    with pytest.raises(BulkheadFullError):
+        group.start()
+    assert not group.status()["b"]["is_running"]
+    group.start()
+    for name in "abc":
+        settled(group, name, 1)
+        assert living(name) == 1
+
+
+def test_a_group_that_could_not_be_entered_runs_nothing(group, manager, monkeypatch):
+    for name in "ab":
+        group.add(name, Source(), 60.0)
+    refuse_once(monkeypatch, manager.resources, "worker b")
+    with pytest.raises(BulkheadFullError), group:
+        pass
+    assert (living("a"), living("b")) == (0, 0)
 
 
 def test_stopping_wakes_waits_and_cancels_runs(group):
