@@ -20,9 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from resilience.core.clock import SYSTEM
+
 from .. import output
 
 CHUNK = 1 << 20
+MOVING, LOOK_EVERY = 1.0, 0.005  # seconds that a run which moves the file away has for it
+ROUNDS = 20  # times that it may have been moved away meanwhile
 
 
 class OutputError(output.OutputError):
@@ -47,6 +51,7 @@ class Past:
     pauses: dict[str, tuple[float, float]] = field(default_factory=dict)  # by host: when it asked, for how many seconds
     skipped: int = 0  # lines that are no records
     size: int = 0  # bytes that were read
+    file: tuple[int, int] | None = None  # device and inode of what was read
 
     def done(self) -> set[str]:
         """The keys of the items that are done."""
@@ -101,7 +106,8 @@ def read_past(path: str | Path) -> Past:
     lines = records = 0
     if not os.path.isfile(path):  # none yet; or a device, and one such as /dev/full has no end to read
         return past
-    past.size = os.path.getsize(path)
+    found = os.stat(path)
+    past.size, past.file = found.st_size, (found.st_dev, found.st_ino)
     for record in read_records(path):
         lines += 1
         if record is None:
@@ -135,28 +141,36 @@ class Journal:
         self._torn = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _open(self.path)
-            self.is_shared = not self._is_alone()
-            if anew and self._is_used() and not self.is_shared:
-                self.moved_to = self.path.with_name(self.path.name + ".previous")
-                os.replace(self.path, self.moved_to)
-                os.close(self._file)
-                self._file = _open(self.path)
-                past = None
-            _lock(self._file, fcntl.LOCK_SH)
-            self._is_file = stat.S_ISREG(os.fstat(self._file).st_mode)
+            self._file = self._enter(anew)
+            found = os.fstat(self._file)
         except OSError as error:
             raise OutputError("the journal", self.path, error) from error
+        self._is_file = stat.S_ISREG(found.st_mode)
+        if past is not None and past.file != (found.st_dev, found.st_ino):
+            past = None  # what was read has been moved away
         self._known = 0 if past is None else past.size  # bytes of the file whose records are in `_done`
         self._done = set() if past is None else past.done()
         self._is_new_to_us = True
 
-    def _is_used(self) -> bool:
-        found = os.fstat(self._file)
-        return stat.S_ISREG(found.st_mode) and found.st_size > 0
-
-    def _is_alone(self) -> bool:
-        return _lock(self._file, fcntl.LOCK_EX)
+    def _enter(self, anew: bool) -> int:
+        """The file at `path`, shared; runs that start at once may move it away between any two lines here."""
+        for rounds_left in range(ROUNDS, 0, -1):
+            file = _open(self.path)
+            try:
+                self.is_shared = not _lock(file, fcntl.LOCK_EX)
+                is_to_go = anew and not self.is_shared and self.moved_to is None and _is_used(file)
+                if is_to_go and _is_at(file, self.path):
+                    self.moved_to = self.path.with_name(self.path.name + ".previous")
+                    os.replace(self.path, self.moved_to)
+                else:
+                    _share(file)
+                    if _is_at(file, self.path) or rounds_left == 1:
+                        return file
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)
+        raise AssertionError("the last round returns")
 
     def write(self, record: dict[str, Any]) -> str:
         """Appends one record, with one write; returns its line. Once this returns the record survives `kill -9`.
@@ -230,11 +244,33 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _lock(file: int, kind: int) -> bool:
+def _is_used(file: int) -> bool:
+    found = os.fstat(file)
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _share(file: int) -> None:
+    """Takes the lock that all who write hold; waits for one who is moving the file away, though not for ever."""
+    end = SYSTEM.monotonic() + MOVING
+    while _lock(file, fcntl.LOCK_SH) is False and SYSTEM.monotonic() < end:
+        SYSTEM.sleep(LOOK_EVERY)
+
+
+def _lock(file: int, kind: int) -> bool | None:
+    """Whether it is ours now: False where another run holds it, None where the file system has no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:  # held by another run, or a file system without locks
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from resilience_cli.collect import journal as module
 from resilience_cli.collect.journal import Journal, NotAJournal, OutputError, read_past, read_records
 
 
@@ -242,3 +244,68 @@ def test_writers_that_are_killed_leave_every_line_they_had_written(tmp_path):
 @pytest.mark.parametrize("part", range(13))
 def test_eight_writers_killed_at_five_hundred_moments_leave_every_line_they_had_written(tmp_path, part):
     assert kill_writers(tmp_path / "j.jsonl", 5) > 40
+
+
+# -- runs that start at once -----------------------------------------------------------------------------------------
+
+
+def keys_in(path):
+    return [record["key"] for record in read_records(path)]
+
+
+def test_a_journal_that_another_run_has_just_begun_is_not_moved_away(tmp_path, monkeypatch):
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps(final("old")) + "\n")
+    others, really_open = [], module._open
+
+    def open_late(place):
+        file = really_open(place)
+        monkeypatch.setattr(module, "_open", really_open)
+        others.append(Journal(path, anew=True))  # between our opening it and our locking it
+        others[0].write(final("other"))
+        return file
+
+    monkeypatch.setattr(module, "_open", open_late)
+    ours = Journal(path, anew=True)
+    ours.write(final("ours"))
+    others[0].write(final("other too"))
+    assert ours.is_shared
+    assert keys_in(path) == ["other", "ours", "other too"]
+    assert keys_in(tmp_path / "j.jsonl.previous") == ["old"]
+
+
+def test_a_journal_that_is_just_being_moved_away_is_not_written_to(tmp_path, monkeypatch):
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps(final("old")) + "\n")
+    others, wants_it = [], threading.Event()
+    other = threading.Thread(target=lambda: others.append(Journal(path, anew=True)))
+    really_lock, really_replace = module._lock, os.replace
+
+    def lock(file, kind):
+        if threading.current_thread() is other and kind == module.fcntl.LOCK_SH:
+            wants_it.set()
+        return really_lock(file, kind)
+
+    def replace(source, target):
+        other.start()
+        assert wants_it.wait(30)
+        really_replace(source, target)
+
+    monkeypatch.setattr(module, "_lock", lock)
+    monkeypatch.setattr(module.os, "replace", replace)
+    monkeypatch.setattr(module, "MOVING", 30.0)
+    ours = Journal(path, anew=True)
+    other.join(30)
+    ours.write(final("ours"))
+    others[0].write(final("other"))
+    assert keys_in(path) == ["ours", "other"]
+    assert keys_in(tmp_path / "j.jsonl.previous") == ["old"]
+
+
+def test_what_was_done_in_a_journal_that_has_been_moved_away_is_written_again(tmp_path):
+    path = tmp_path / "j.jsonl"
+    Journal(path).write(final("1"))
+    past = read_past(path)
+    os.replace(path, tmp_path / "elsewhere")
+    Journal(path, past=past).write(final("1"))
+    assert keys_in(path) == ["1"]
