@@ -146,17 +146,23 @@ class EventStream:
             self._changed.notify_all()
 
     def _start_held(self) -> None:
-        thread = threading.Thread(target=self._tell_all, name="resilience-events", daemon=True)
+        self._thread = thread = threading.Thread(target=self._tell_all, name="resilience-events", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # no thread to be had: the queue keeps the events, the next one tries again
+            self._thread = None
             return
-        self._thread = thread
+        except BaseException:  # a Ctrl-C: if the thread runs, it finds that it is not the one
+            self._thread = None
+            raise
         _drain_at_exit()
 
     def _tell_all(self) -> None:
+        me = threading.current_thread()
         while True:
             with self._changed:
+                if self._thread is not me:
+                    return
                 self._busy = False
                 if not self._queue:
                     self._changed.notify_all()
@@ -170,7 +176,7 @@ class EventStream:
                 if kinds is None or event.kind in kinds:
                     try:
                         listener(event)
-                    except Exception:
+                    except BaseException:  # a SystemExit would end the thread, and with it the news
                         self._log_failure(listener, event)
 
     @staticmethod

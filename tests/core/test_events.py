@@ -22,6 +22,43 @@ def test_events_arrive_in_order_with_their_fields():
     assert "delay=0.5" in repr(seen[0])
 
 
+def test_a_listener_that_exits_costs_its_event_and_no_other():
+    seen = []
+    stream = EventStream()
+
+    def listener(event):
+        seen.append(event.name)
+        if event.name == "first":
+            raise SystemExit(1)
+
+    stream.subscribe(listener)
+    for name in ("first", "second"):
+        stream.emit("recovered", name)
+    assert stream.flush(5)
+    assert seen == ["first", "second"]
+
+
+def test_a_ctrl_c_while_the_thread_starts_leaves_one_thread_that_tells(monkeypatch):
+    seen = []
+    stream = EventStream()
+    stream.subscribe(lambda event: seen.append((event.name, threading.current_thread())))
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.emit("recovered", "first")
+    for name in ("second", "third"):
+        stream.emit("recovered", name)
+    assert stream.flush(5)
+    assert [name for name, _ in seen] == ["first", "second", "third"]
+    assert {thread for _, thread in seen} == {stream._thread}
+
+
 def test_events_are_immutable_values():
     event = Event("recovered", "api", 1.0, attempts=2)
     with pytest.raises(AttributeError):
