@@ -79,8 +79,9 @@ class SocketCut:
     def _look_at_held(self, when: float) -> None:
         if self._armed is not None:
             self._armed.cancel()
-        self._looks_at = when
+        self._looks_at = NEVER  # as long as nothing is armed
         self._armed = WATCHDOG.arm(when, self._look)
+        self._looks_at = when
 
     def _look(self) -> None:
         with self._lock:

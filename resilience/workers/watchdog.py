@@ -55,16 +55,26 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def arm(self, when: float, callback: Callable[[], object]) -> Armed:
-        """Calls `callback()` at `when`, a point in time of the system's monotonic clock, unless it is cancelled."""
+        """Calls `callback()` at `when`, a point in time of the system's monotonic clock, unless it is cancelled.
+
+        Raises `RuntimeError` where no thread can be started; nothing is armed then.
+        """
         entry = Armed(self, when, next(self._numbers), callback)
         with self._changed:
-            heapq.heappush(self._heap, entry)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="resilience-watchdog", daemon=True)
-                self._thread.start()
-            elif self._heap[0] is entry:
+                self._start_held()
+            heapq.heappush(self._heap, entry)
+            if self._heap[0] is entry:
                 self._changed.notify()
         return entry
+
+    def _start_held(self) -> None:
+        self._thread = thread = threading.Thread(target=self._watch, name="resilience-watchdog", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # the next one tries again; a thread that runs after all finds that it is not the one
+            self._thread = None
+            raise
 
     def _cancel(self, entry: Armed) -> None:
         with self._changed:
@@ -84,8 +94,11 @@ class Watchdog:
             return sum(entry.callback is not None for entry in self._heap)
 
     def _watch(self) -> None:
+        me = threading.current_thread()
         while True:
             with self._changed:
+                if self._thread is not me:
+                    return
                 while not self._heap or self._heap[0].when > SYSTEM.monotonic():
                     left = self._heap[0].when - SYSTEM.monotonic() if self._heap else None
                     SYSTEM.wait(self._changed, left)
