@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from resilience.core.clock import SYSTEM
 from resilience.workers.trees import become_subreaper, end_descendants, end_tree, reap_children, signal_tree
@@ -47,7 +49,7 @@ def run(
     out, err = files if capture else (None, None)
     signals.hold()
     try:
-        process = subprocess.Popen(
+        process = _start(
             command, stdout=out, stderr=err, start_new_session=True, env={**os.environ, **(variables or {})}
         )
     except OSError as error:
@@ -67,6 +69,23 @@ def run(
         end_descendants()
         process.wait()
         raise
+
+
+def _start(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
+    """Starts it; a script without a `#!` line in the shell, as execvp(3) does and so every shell and `timeout`."""
+    try:
+        return subprocess.Popen(command, **settings)
+    except OSError as error:
+        script = shutil.which(command[0]) or command[0]
+        if error.errno != errno.ENOEXEC or _is_binary(script):
+            raise
+    return subprocess.Popen(["/bin/sh", script, *command[1:]], **settings)
+
+
+def _is_binary(path: str) -> bool:
+    """Whether it is a program for another machine rather than a script: the test that shells make."""
+    with open(path, "rb") as file:
+        return b"\0" in file.read(256)
 
 
 def _await(process: subprocess.Popen[bytes], timeout: float | None, began: float, files: list[IO[bytes]]) -> Ending:

@@ -51,13 +51,24 @@ def is_gone(pid):
         (("sh", "-c", "exit 3"), 3),
         (("sh", "-c", "kill -9 $$"), 137),
         (("./no-such-command",), exits.NOT_FOUND),
-        (("/etc/hostname",), exits.NOT_EXECUTABLE),
+        (("./text",), exits.NOT_EXECUTABLE),
+        (("./foreign",), exits.NOT_EXECUTABLE),
     ],
 )
-def test_the_exit_code_is_the_commands(run, command, code):
+def test_the_exit_code_is_the_commands(run, command, code, tmp_path):
+    (tmp_path / "text").write_text("exit 0\n")
+    (tmp_path / "foreign").write_bytes(b"\x7fELF\0\0\0")
+    (tmp_path / "foreign").chmod(0o755)
     done = run("--", *command)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+def test_a_script_without_its_first_line_is_one_of_the_shell(run, tmp_path):
+    (tmp_path / "job").write_text('echo "$1"; exit 4\n')
+    (tmp_path / "job").chmod(0o755)
+    by_path, by_name = run("--", "./job", "a b"), run("--", "job", "a b", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (by_path.returncode, by_path.stdout) == (by_name.returncode, by_name.stdout) == (4, "a b\n")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--nonsense", "--", "true"), ("--timeout", "5 parsecs", "--", "true")])
