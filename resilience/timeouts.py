@@ -76,9 +76,9 @@ class TimeoutManager:
 
     def __init__(self, *, clock: Clock | None = None, **kinds: float) -> None:
         self._clock = clock or SYSTEM
-        self.fresh_locks()
         self._timeouts: dict[str, float] = dict(TIMEOUT_DEFAULTS)
         self._active: dict[OperationContext, _Tracked] = {}
+        self.fresh_locks()
         self._counts: dict[str, dict[str, int]] = {}
         self._listeners: list[Callable[[], None]] = []
         self._workers: dict[tuple[str, str], Any] = {}  # of `execute_with_timeout`, by kind and isolation
@@ -86,12 +86,14 @@ class TimeoutManager:
         self.closed = False
         self.update_config(**kinds)
         afresh_in_children(self)
+        presence.tell(self, of_timeouts)
 
     def fresh_locks(self) -> None:
-        """Locks of its own: at the start, and in a forked child."""
+        """Locks of its own: at the start, and in a forked child, where only what its one thread has begun is active."""
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
-        presence.tell(self, of_timeouts)
+        here = threading.get_ident()
+        self._active = {context: tracked for context, tracked in self._active.items() if tracked.thread == here}
 
     # -- configuration -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import os
 import threading
+import time
 
 import pytest
 
@@ -411,3 +413,35 @@ def test_a_change_of_the_configuration_reaches_the_managers_operations(clock, ga
         assert manager.execute_with_retry("api_call", resilience.remaining) == 10.0
         manager.timeouts.update_config(api_call=1.5)
         assert manager.execute_with_retry("api_call", resilience.remaining) == 1.5
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_waits_for_none_of_its_parents_calls():
+    timeouts = TimeoutManager()
+    gate = Gate()
+
+    def elsewhere():
+        with timeouts.operation("backfill", "night"):
+            gate()
+
+    caller = Caller(elsewhere)
+    assert gate.arrived()
+    with timeouts.operation("api_call", "mine"):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                begun = [active.id for active in timeouts.active_operations()]
+                with timeouts.operation("backfill", "night"):  # its id is free here
+                    pass
+                timeouts.complete_operation("mine")
+                started = time.monotonic()
+                timeouts.shutdown(grace=20.0)
+                code = 0 if begun == ["mine"] and time.monotonic() - started < 10.0 else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert {active.id for active in timeouts.active_operations()} == {"mine", "night"}
+    gate.open()
+    caller.end()
