@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import warnings
@@ -100,7 +101,7 @@ class ErrorRecoveryManager:
         )  # fmt: skip
         self.alerts: Alerts = self.watch.alerts
         self.monitor.surroundings = self.watch.surroundings
-        self._forget_shutdown = lifecycle.on_shutdown(_weakly(self._close_lanes))
+        self._heed_shutdown()
         _managers.add(self)
         afresh_in_children(self)
         presence.tell(self, of_manager)
@@ -113,6 +114,9 @@ class ErrorRecoveryManager:
     def fresh_locks(self) -> None:
         """Locks of its own: at the start, and in a forked child."""
         self._lock = threading.RLock()
+
+    def _heed_shutdown(self) -> None:
+        self._forget_shutdown = lifecycle.on_shutdown(_weakly(self._close_lanes))
 
     def _close_lanes(self) -> None:
         for operation in self._registry.every():
@@ -392,3 +396,13 @@ def shutdown(grace: float = 5.0) -> None:
     end = SYSTEM.monotonic() + grace
     for manager in living(_managers):
         manager.close(grace=max(0.0, end - SYSTEM.monotonic()))
+
+
+def _after_fork() -> None:
+    for manager in living(_managers):
+        if not manager._closed:
+            manager._heed_shutdown()  # the child has forgotten its parent's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

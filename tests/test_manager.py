@@ -3,6 +3,7 @@
 import gc
 import importlib
 import json
+import os
 import threading
 import warnings
 
@@ -23,6 +24,7 @@ from resilience import (
     ShutdownInProgress,
     current,
 )
+from resilience.core import lifecycle
 from resilience.testing import Flaky, ManualClock, eventually
 
 NO_WAIT = RetryPolicy(max_retries=2, base_delay=0.0, jitter=False)
@@ -318,6 +320,26 @@ def test_first_calls_at_once_share_one_set_of_workers(manager, monkeypatch, isol
     operation.pipeline(isolation)
     others[0].join(30)
     assert len(made) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_shutdown_that_begins_in_a_forked_child_reaches_the_functions_protected_before():
+    with ErrorRecoveryManager() as manager:
+        protected = manager.protect("job", isolation="caller")(int)
+        protected()  # from now on in the express lane
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                lifecycle.begin_shutdown()  # as a SIGTERM does
+                protected()
+            except ShutdownInProgress:
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert protected() == 0
 
 
 def test_critical_marks_an_operation_also_without_decorating(manager):
