@@ -90,7 +90,7 @@ class TimeoutManager:
 
     def fresh_locks(self) -> None:
         """Locks of its own: at the start, and in a forked child, where only what its one thread has begun is active."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a finalizer or a signal's handler may ask in the middle
         self._ended = threading.Condition(self._lock)
         here = threading.get_ident()
         self._active = {context: tracked for context, tracked in self._active.items() if tracked.thread == here}
@@ -214,7 +214,7 @@ class TimeoutManager:
         """By kind: started, completed, failed, timed_out, cancelled and active."""
         with self._lock:
             active: dict[str, int] = {}
-            for context in self._active:
+            for context in list(self._active):
                 active[context.operation] = active.get(context.operation, 0) + 1
             return {kind: {**counts, "active": active.get(kind, 0)} for kind, counts in sorted(self._counts.items())}
 
@@ -234,7 +234,7 @@ class TimeoutManager:
 
     def _find(self, operation_id: str) -> _Tracked | None:
         with self._lock:
-            for context, tracked in self._active.items():
+            for context, tracked in list(self._active.items()):
                 if context.operation_id == operation_id:
                     return tracked
         return None
@@ -242,7 +242,7 @@ class TimeoutManager:
     def _enter(self, tracked: _Tracked) -> None:
         given = tracked.context.given_id
         with self._lock:
-            if given is not None and any(context.given_id == given for context in self._active):
+            if given is not None and any(context.given_id == given for context in list(self._active)):
                 raise ConfigError(f"operation {given!r} is active", key="operation_id", value=given)
             self._active[tracked.context] = tracked
             self._counts_of(tracked.context.operation)["started"] += 1

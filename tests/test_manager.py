@@ -3,6 +3,7 @@
 import gc
 import importlib
 import json
+import operator
 import os
 import threading
 import warnings
@@ -26,6 +27,7 @@ from resilience import (
 )
 from resilience.core import lifecycle
 from resilience.testing import Flaky, ManualClock, eventually
+from resilience.workers.ledger import LEDGER
 
 NO_WAIT = RetryPolicy(max_retries=2, base_delay=0.0, jitter=False)
 
@@ -407,3 +409,23 @@ def test_the_final_error_names_its_operation_in_one_note(manager, retries):
     with pytest.raises(ConnectionError) as caught:
         manager.execute_with_retry("x", Flaky(9))
     assert ["'x'" in note for note in caught.value.__notes__].count(True) == 1
+
+
+@pytest.mark.parametrize("inside", ["timeouts._lock", "monitor._lock", "monitor._counting", "monitor.reader._lock",
+                                    "errors._lock", "ledger"])  # fmt: skip
+def test_a_signal_handler_may_ask_for_the_status_and_call_in_the_middle_of_a_call(inside):
+    with ErrorRecoveryManager() as manager:
+        lock = LEDGER._lock if inside == "ledger" else operator.attrgetter(inside)(manager)
+        asked = []
+
+        def interrupted():
+            with lock:  # as if the handler, or a finalizer, ran while its thread was inside
+                asked.append(manager.execute_with_recovery("job", down).error)
+                asked.append(manager.status()["operations"].keys())
+                asked.append(manager.monitor.report()["health"])
+
+        caller = threading.Thread(target=interrupted, daemon=True)
+        caller.start()
+        caller.join(10)
+        assert not caller.is_alive()
+        assert len(asked) == 3

@@ -45,7 +45,7 @@ class ErrorReport:
 
     def fresh_locks(self) -> None:
         """Locks of its own: at the start, and in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: see `OperationStats`
 
     def add(
         self, error: BaseException, operation: str | None = None, item: object = None, *, times: int = 1
@@ -120,7 +120,7 @@ class ErrorReport:
         with self._lock:
             groups = [
                 {"category": category, "type": kind, "message": message, "where": where, **group}
-                for (category, kind, message, where), group in self._groups.items()
+                for (category, kind, message, where), group in list(self._groups.items())
             ]
         groups.sort(key=lambda group: -group["count"])
         return {"errors": self._errors, "total": self.total, "groups": groups}

@@ -15,6 +15,7 @@ from .histogram import Histogram
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
 WINDOW = 300.0  # seconds that rates and alerts look back (specification: "Alert Thresholds", five minutes)
@@ -71,7 +72,7 @@ class OperationStats:
         "timeouts",
     )
 
-    def __init__(self, name: str, now: float, lock: threading.Lock | None = None) -> None:
+    def __init__(self, name: str, now: float, lock: AbstractContextManager[Any] | None = None) -> None:
         self.name = name
         self.started = now
         self.durations = Histogram()  # of every call that ran, failed or not
@@ -79,7 +80,7 @@ class OperationStats:
         self.recovered = self.exhausted = 0
         self.on_trouble: Callable[[OperationStats], object] | None = None  # hears of each failure and retry
         self.on_tally: Callable[[], object] | None = None  # called every `STEP` seconds while there are calls
-        self._lock = lock or threading.Lock()
+        self._lock = lock or threading.RLock()  # re-entrant: a finalizer or a signal's handler may ask in the middle
         self._tallies: tuple[Tally, ...] = ()
         self.next_tally = self.last_at = now
 
@@ -123,7 +124,7 @@ class OperationStats:
         if self.on_tally is not None:
             self.on_tally()
 
-    def fresh_lock(self, lock: threading.Lock) -> None:
+    def fresh_lock(self, lock: AbstractContextManager[Any]) -> None:
         """Another lock for a forked child: the parent's may have been held."""
         self._lock = lock
 

@@ -32,8 +32,8 @@ class PerformanceMonitor:
 
     def __init__(self, *, clock: Clock | None = None, reader: Reader | None = None) -> None:
         self._clock = clock or SYSTEM
-        self._lock = threading.Lock()
-        self._counting = threading.Lock()  # of all operations: held for a few additions
+        self._lock = threading.RLock()
+        self._counting = threading.RLock()  # of all operations: held for a few additions
         self._operations: dict[str, OperationStats] = {}
         self._workers: dict[str, dict[str, Any]] = {}
         self._caches: dict[str, dict[str, int]] = {}
@@ -47,7 +47,7 @@ class PerformanceMonitor:
         _all.add(self)
 
     def _after_fork(self) -> None:
-        self._lock, self._counting = threading.Lock(), threading.Lock()
+        self._lock, self._counting = threading.RLock(), threading.RLock()
         self._sampler = None
         for stats in list(self._operations.values()):
             stats.fresh_lock(self._counting)

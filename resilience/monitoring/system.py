@@ -28,7 +28,7 @@ class SystemReader:
         self._fresh()
 
     def _fresh(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pid = os.getpid()
         self._process: Any = None
         self._since = SYSTEM.monotonic()

@@ -77,7 +77,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal's handler may ask in the middle
         self._abandoned: set[Abandoned] = set()
         self._living: set[Living] = set()
         self._counters: dict[str, Callable[[], dict[str, int]]] = {}
@@ -173,7 +173,7 @@ class Ledger:
 
     def forget_all(self) -> None:
         """Starts empty: none of the parent's threads lives in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal's handler may ask in the middle
         self._abandoned = set()
         self._living = set()
 
