@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from resilience.core.errors import CircuitOpenError, StoreUnavailable
 
 from ..lookup import state_folder
-from ..output import say
+from ..output import OutputError, say
 
 if TYPE_CHECKING:
     from resilience.strategies.circuit_breaker import CircuitBreaker
@@ -116,18 +116,20 @@ class Lock:
         import fcntl
         from urllib.parse import quote
 
-        folder = state_folder() / "locks"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / (quote(name, safe="") + ".lock")
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._name = name
+        path = state_folder() / "locks" / (quote(os.fsencode(name), safe="") + ".lock")
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = self._read()
             os.close(self._file)
             raise Refused(f"lock {name!r} is held by process {holder[0] or 'unknown'} - not started") from None
+        except OSError as error:
+            raise OutputError(f"cannot take lock {name!r} - not started: {path}: {error.strerror or error}") from error
         pid, child, started = self._read()
-        if child and _is_running(int(child), started):
+        if child.isdecimal() and _is_running(int(child), started):
             os.close(self._file)
             raise Refused(f"lock {name!r}: process {child} still runs, though its exec ({pid}) has ended - not started")
         self._write("", "")
@@ -138,8 +140,12 @@ class Lock:
         return pid, child, started
 
     def _write(self, child: str, started: str) -> None:
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n{child}\n{started}\n".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n{child}\n{started}\n".encode(), 0)
+        except OSError as error:  # a full disk: it is held all the same, only nobody can read by whom
+            if child:
+                say(f"resilience: lock {self._name!r} names no process: {error.strerror or error}")
 
     def note(self, child: int) -> None:
         """Writes down which process the command is."""

@@ -1,5 +1,6 @@
 """`resilience exec`: exit codes, attempts, the breaker across runs, the lock, what it shows and what it leaves."""
 
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 from resilience_cli import exits
+from resilience_cli.execute.guard import Lock, Refused
 
 from resilience.testing import eventually
 
@@ -155,6 +157,41 @@ def test_a_lock_keeps_a_second_run_out_and_is_free_afterwards(run, tmp_path):
     (tmp_path / "fifo").write_text("go\n")
     first.communicate(timeout=60)
     assert run("--lock", "job", "--", "true").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x"])
+def test_a_lock_that_cannot_be_taken_starts_nothing_and_says_why(run, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    state = str(tmp_path / "file") if name == "x" else str(tmp_path)
+    done = run("--lock", name, *shell("echo x > runs"), XDG_STATE_HOME=state)
+    assert done.returncode == exits.OUTPUT
+    assert "not started" in done.stderr
+    assert "defect" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["garbled", os.fsdecode(b"\xff")])
+def test_garbage_in_a_lock_keeps_nobody_out(run, tmp_path, name):
+    assert run("--lock", name, "--", "true").returncode == 0
+    (file,) = (tmp_path / "resilience" / "locks").iterdir()
+    file.write_text("\n\u00b2\u0000\n")
+    done = run("--lock", name, "--", "true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_lock_holds_on_a_full_disk(monkeypatch, tmp_path, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("resilience_cli.execute.guard.os.pwrite", full)
+    lock = Lock("job")
+    lock.note(os.getpid())
+    with pytest.raises(Refused, match="held by process unknown"):
+        Lock("job")
+    lock.release()
+    Lock("job").release()
+    assert capsys.readouterr().err == "resilience: lock 'job' names no process: No space left on device\n"
 
 
 def test_output_is_shown_on_failure_only_when_quiet(run):
