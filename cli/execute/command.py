@@ -44,9 +44,13 @@ class ExitCodes(click.ParamType):  # type: ignore[type-arg]  # generic in stubs 
         codes: set[int] = set()
         for part in value.split(","):
             first, mark, last = part.strip().partition("-")
-            if not first.isdigit() or (mark and not last.isdigit()) or int(last or first) > 255:
+            try:
+                span = range(int(first), int(last if mark else first) + 1)
+            except ValueError:
+                span = range(0)
+            if not span or span[0] < 0 or span[-1] > 255:
                 self.fail(f"{value!r} names no exit codes, as 1,75 or 1-99,124 do", param, ctx)
-            codes.update(range(int(first), int(last or first) + 1))
+            codes.update(span)
         return frozenset(codes)
 
 

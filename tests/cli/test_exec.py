@@ -89,6 +89,14 @@ def test_every_failure_is_repeated_and_said_until_one_succeeds(run, tmp_path):
     assert "attempt 3/4" not in done.stderr
 
 
+@pytest.mark.parametrize("codes", ["", "x", "\u00b2", "9-1", "4-", "-4", "250-256", "1,,2", "9" * 5000])
+def test_what_names_no_exit_codes_is_bad_usage(run, tmp_path, codes):
+    done = run("--attempts", "2", "--retry-on-exit", codes, *shell("echo x > runs"))
+    assert done.returncode == exits.USAGE
+    assert "as 1,75 or 1-99,124 do" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(("codes", "runs"), [("1,75", 1), ("3-5", 3), (None, 3)])
 def test_only_the_chosen_exit_codes_are_repeated(run, tmp_path, codes, runs):
     options = [] if codes is None else ["--retry-on-exit", codes]
