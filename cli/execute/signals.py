@@ -16,7 +16,10 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While in use SIGTERM, SIGINT and SIGHUP are noted, and wake what waits for the command."""
+    """While in use SIGTERM, SIGINT and SIGHUP are noted, and wake what waits for the command.
+
+    A SIGINT or SIGHUP that the process was started to ignore stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -25,7 +28,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in TELLING:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:  # nohup
+            if number != signal.SIGTERM and signal.getsignal(number) == signal.SIG_IGN:  # nohup; a shell's `&`
                 continue
             self._before[number] = signal.signal(number, self._note)
         return self

@@ -246,3 +246,15 @@ def test_a_signal_ends_the_tree_too(tmp_path, number, code):
     assert process.returncode == code
     for pid in pids:
         eventually(lambda pid=pid: is_gone(pid))
+
+
+@pytest.mark.parametrize("ignored", ["INT", "HUP"])
+def test_a_signal_that_it_was_started_to_ignore_ends_nothing(tmp_path, ignored):
+    os.mkfifo(tmp_path / "fifo")
+    script = 'trap "" "$0"; exec "$@"'
+    command = ["sh", "-c", script, ignored, *EXEC, *shell("echo x > started; read go < fifo")]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        eventually(lambda: (tmp_path / "started").exists())
+        process.send_signal(getattr(signal, f"SIG{ignored}"))
+        (tmp_path / "fifo").write_text("go\n")
+        assert process.wait(60) == 0
