@@ -11,6 +11,7 @@ from .. import exits
 from ..durations import Duration
 from ..output import say
 from ..shared_store import HELP
+from ..streams import silence_stdout
 
 if TYPE_CHECKING:
     from .child import Ending
@@ -223,10 +224,16 @@ def _told(ending: Ending) -> str:
 
 
 def _copy(file: Any, stream: Any) -> None:
-    """Writes what a run has said to our own stream."""
+    """Writes what a run has said to our own stream. Where nobody reads that, the exit code says enough."""
     import shutil
 
     file.seek(0)
-    stream.flush()
-    shutil.copyfileobj(file, stream.buffer)
-    stream.flush()
+    try:
+        stream.flush()
+        shutil.copyfileobj(file, stream.buffer)
+        stream.flush()
+    except OSError as error:
+        if stream is sys.stdout:
+            if not isinstance(error, BrokenPipeError):
+                raise
+            silence_stdout()

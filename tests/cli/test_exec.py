@@ -211,6 +211,19 @@ def test_output_is_shown_on_failure_only_when_quiet(run):
     assert "err" in loud.stderr
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_nobody_reads_changes_neither_attempts_nor_the_exit_code(tmp_path, stream):
+    reading, writing = os.pipe()
+    os.close(reading)
+    options = ("--quiet-on-success", "--attempts", "2", "--delay", "10ms")
+    script = "echo x >> runs; seq 30000; seq 30000 >&2; exit 3"
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: writing}
+    with subprocess.Popen([*EXEC, *options, *shell(script)], cwd=tmp_path, **streams) as process:
+        os.close(writing)
+        assert process.wait(60) == 3
+    assert (tmp_path / "runs").read_text() == "x\nx\n"
+
+
 def test_the_report_tells_how_each_run_went(run, tmp_path):
     run("--attempts", "2", "--delay", "10ms", "--report-file", "report.json", *shell("exit 5"))
     report = json.loads((tmp_path / "report.json").read_text())
