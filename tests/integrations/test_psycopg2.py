@@ -128,6 +128,40 @@ def test_a_living_server_ends_the_statement_and_the_connection_is_kept(pool, dir
     assert one(direct, SLEEPING) == 0
 
 
+def test_the_server_ends_a_statement_after_a_begin_in_autocommit(pool, direct):
+    with pool.lend() as connection:
+        connection.autocommit = True
+        with deadline(0.3), connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            with pytest.raises(DeadlineExceeded) as caught:
+                cursor.execute("SELECT pg_sleep(60)")
+        assert caught.value.outcome == "answered"
+        assert not connection.closed
+    assert one(direct, SLEEPING) == 0
+
+
+def test_an_error_after_a_begin_in_autocommit_is_the_servers_own(pool):
+    with pool.lend() as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            with pytest.raises(errors.SyntaxError):
+                cursor.execute("CREATE TABEL drivers")
+
+
+@pytest.mark.parametrize("end", ["ROLLBACK TO SAVEPOINT early", "ROLLBACK AND CHAIN"])
+def test_what_takes_the_timeout_back_does_not_leave_the_server_without(pool, direct, end):
+    with pool.lend() as connection, connection.cursor() as cursor:
+        cursor.execute("SAVEPOINT early")
+        with deadline(0.3):
+            cursor.execute(end)
+            with pytest.raises(DeadlineExceeded) as caught:
+                cursor.execute("SELECT pg_sleep(60)")
+        assert caught.value.outcome == "answered"
+        assert not connection.closed
+    assert one(direct, SLEEPING) == 0
+
+
 def test_the_timeout_of_a_statement_does_not_stay_on_the_session(pool):
     connection = pool.getconn()
     with deadline(0.3), connection.cursor() as cursor:

@@ -19,7 +19,7 @@ from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded, OutcomeUnknown
 from ...workers.cut import SocketCut
 from ...workers.ledger import LEDGER
-from .cursor import guarded_class
+from .cursor import ENDING, guarded_class
 from .limit import GRACE, Limit, deadline_error, limit_of, time_left
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _STALE = 0.1  # seconds by which the timeout told to the server may be too long: half of the grace
 _TICK = 0.002  # seconds before its deadline from which a statement may have set the server's timer off
-_SAVING = ("ROLLBACK", "ABORT", "COMMIT", "END")  # what a failed transaction still understands
 
 
 class FailedTransaction(psycopg2.errors.InFailedSqlTransaction):
@@ -152,7 +151,7 @@ class ResilientConnection(extensions.connection):
 
     def refuse_if_failed(self, words: str) -> None:
         """Raises `FailedTransaction` unless the transaction is sound or the statement ends it."""
-        if self.has_failed and not words.startswith(_SAVING):
+        if self.has_failed and not words.startswith(ENDING):
             raise FailedTransaction(
                 f"this transaction has failed ({self.first_error}): a statement cannot be repeated within it, "
                 "only the whole transaction, as run_transaction(pool, fn) does"
@@ -180,8 +179,11 @@ class ResilientConnection(extensions.connection):
         self._told = limit.seconds
 
     def forget_limit(self) -> None:
-        """Takes a timeout that was told outside of a transaction back."""
-        if self.autocommit and not self.closed:
+        """Takes a timeout that was told to the session back; a failed transaction takes it back by itself."""
+        if not self.autocommit:
+            return
+        self._told = 0.0
+        if not self.closed and not self.has_failed:
             with extensions.cursor(self) as plain:
                 self.watched(Limit(GRACE, False, 0.0), "resetting the timeout", plain.execute,
                              "SET statement_timeout TO DEFAULT")  # fmt: skip

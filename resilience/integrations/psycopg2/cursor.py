@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Statements that may share a trip, and so an implicit transaction, with the setting of their timeout.
 _SHARING = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE", "SHOW", "EXPLAIN", "LOCK")
 
+ENDING = ("ROLLBACK", "ABORT", "COMMIT", "END")  # what a failed transaction still understands
+
 
 class Guarded:
     """What every cursor class is given on top."""
@@ -38,6 +40,8 @@ class Guarded:
         else:
             body = self.mogrify(query, vars)  # type: ignore[attr-defined]  # of psycopg2's cursor
             connection.watched(limit, doing, run, connection.prefix(limit) + body)
+            if doing in ENDING:  # as ROLLBACK TO takes back what was set since the savepoint, its own timeout too
+                connection.forget_transaction()
 
     def _in_trips_of_its_own(self, limit: Limit, doing: str, run: Any, *args: Any, **kwargs: Any) -> Any:
         """For what cannot be sent together with another statement."""
