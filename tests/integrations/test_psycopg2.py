@@ -1,6 +1,7 @@
 """A pool under a manager, against a real PostgreSQL behind a network that misbehaves."""
 
 import gc
+import os
 import threading
 from urllib.parse import urlsplit
 
@@ -463,6 +464,36 @@ def test_an_open_breaker_answers_at_once(pool, manager):
     with pytest.raises(CircuitOpenError), pool.connection():
         pass
     assert SYSTEM.monotonic() - begun < 0.5
+
+
+@pytest.mark.parametrize("ending", ["the pool", "the block"])
+def test_a_forked_child_that_ends_leaves_its_parents_connections_alone(pool, direct, ending):
+    with pool.lend() as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO drivers (n) VALUES (1)")
+        if ending == "the pool":  # an idle one at the time of the fork, which the parent takes meanwhile
+            with pool.lend() as other:
+                read(other)
+        gate, opened = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.read(gate, 1)
+                if ending == "the pool":
+                    pool.close()
+                else:
+                    pool.putconn(connection)
+            finally:
+                os._exit(0)
+        with pool.lend() as other, other.cursor() as busy:
+            assert one(busy, "SELECT 1") == 1
+            os.write(opened, b"!")
+            os.waitpid(child, 0)
+            assert one(busy, "SELECT 2") == 2
+            assert one(cursor, "SELECT 3") == 3
+        connection.commit()
+        os.close(gate)
+        os.close(opened)
+    assert one(direct, "SELECT count(*) FROM drivers") == 1
 
 
 def test_a_pool_that_is_not_closed_is_told_of(postgres_dsn, manager):

@@ -50,11 +50,13 @@ class ResilientConnection(extensions.connection):
     was_cut = False  # the watchdog has
     _twin: socket.socket | None = None
     entry: Living | None = None  # of the ledger
+    _pid = 0  # of the process that made it
     _told = 0.0  # the statement_timeout that holds in this transaction, in seconds; 0: none
     first_error = ""
 
     def prepare_watch(self) -> None:
         """Takes hold of the socket, so that the watchdog can shut it while libpq owns it."""
+        self._pid = os.getpid()
         self._cut = SocketCut()
         self._twin = socket.socket(fileno=os.dup(self.fileno()))
 
@@ -243,19 +245,25 @@ class ResilientConnection(extensions.connection):
         except (psycopg2.Error, DeadlineExceeded):  # the pool makes another one
             self.discard()
 
+    @property
+    def is_of_parent(self) -> bool:
+        """Whether another process has made it, which goes on with it: nothing may be said to the server here."""
+        return self._pid not in (0, os.getpid())
+
     def close(self) -> None:
-        """Closes the connection and what watched it."""
+        """Closes the connection and what watched it; a parent's in a forked child is let go of in silence."""
         twin, self._twin = self._twin, None
         if twin is not None:
             twin.close()
-        super().close()
+        if not self.is_of_parent:
+            super().close()
         entry, self.entry = self.entry, None
         if entry is not None:
             LEDGER.leave(entry)
 
     def discard(self) -> None:
         """Closes without a word to the other side: it may be dead."""
-        if self._twin is not None:
+        if self._twin is not None and not self.is_of_parent:
             try:
                 self._twin.shutdown(socket.SHUT_RDWR)
             except OSError:

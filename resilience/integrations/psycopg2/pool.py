@@ -7,7 +7,6 @@ or that was idle when another one fell silent, is asked once.
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 import threading
@@ -21,6 +20,7 @@ from psycopg2 import extensions
 
 from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded, require, require_count, require_seconds
+from ...core.forks import afresh_in_children
 from ...workers.ledger import LEDGER, registered
 from .connecting import Making
 from .connection import ResilientConnection
@@ -76,9 +76,9 @@ class ResilientPool:
         self.operation: Operation = manager.adapted_operation(operation, adapt(self.breaker))
         self._closed = False
         self._begin()
+        afresh_in_children(self)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._changed = threading.Condition()
         self._idle: deque[tuple[ResilientConnection, float]] = deque()  # the one used last is taken first
         self._held: dict[ResilientConnection, Holder] = {}
@@ -87,6 +87,11 @@ class ResilientPool:
         self._born: dict[ResilientConnection, int] = {}
         self._generation = 0
         self._suspect_until = 0.0
+
+    def fresh_locks(self) -> None:
+        """Connections of its own in a forked child: the parent's are the parent's."""
+        self._of_parent = (self._idle, self._held)
+        self._begin()
 
     # -- taking and giving back ------------------------------------------------------------------------------------
 
@@ -109,9 +114,6 @@ class ResilientPool:
 
     def getconn(self) -> ResilientConnection:
         """A connection that works, to be given back with `putconn`; waits for one within the deadline."""
-        if os.getpid() != self._pid:  # the parent's connections are the parent's
-            self._of_parent = (self._idle, self._held)
-            self._begin()
         own = self.operation.parts.timeout
         seconds, ambient = time_left(own)
         until = None if seconds is None else SYSTEM.monotonic() + seconds
@@ -154,6 +156,8 @@ class ResilientPool:
 
     def putconn(self, connection: ResilientConnection) -> None:
         """Gives a connection back; it is rolled back, or replaced when it is dead or cannot be rolled back."""
+        if connection.is_of_parent:
+            return
         if connection.is_lost or connection.was_cut:
             self._lose_generation(connection)
         fit = not connection.closed and not connection.was_cut and self._is_clean(connection)
