@@ -1,7 +1,9 @@
 """A pool under a manager, against a real PostgreSQL behind a network that misbehaves."""
 
 import gc
+import itertools
 import os
+import sys
 import threading
 from urllib.parse import urlsplit
 
@@ -23,7 +25,14 @@ from resilience import (
     history,
 )
 from resilience.core.clock import SYSTEM
-from resilience.integrations.psycopg2 import FailedTransaction, PoolExhausted, ResilientPool, run_transaction
+from resilience.integrations.psycopg2 import (
+    FailedTransaction,
+    PoolExhausted,
+    ResilientPool,
+    connecting,
+    run_transaction,
+)
+from resilience.integrations.psycopg2 import pool as pool_module
 from resilience.testing import BlackHole, DeadPort, FaultProxy
 
 QUICK = RetryPolicy(max_retries=5, base_delay=0.001, max_delay=0.005)
@@ -295,6 +304,71 @@ def test_an_exhausted_pool_waits_and_then_names_the_holders(pool):
     back.join()
     for connection in held:
         pool.putconn(connection)
+
+
+def interrupted(run, number):
+    """Runs it with a Ctrl-C before the line `number` of the pool's code; False when it has fewer."""
+    lines = iter(range(number + 1))
+
+    def look(frame, event, _):
+        if frame.f_code.co_filename != pool_module.__file__:
+            return None
+        if event == "line" and next(lines, None) == number:
+            raise KeyboardInterrupt
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        run()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_ctrl_c_at_any_line_of_taking_a_connection_leaves_its_place_free(pool, idle):
+    pool._probe_after = 0.0
+    taken = []
+    for number in itertools.count():
+        if idle:
+            with pool.lend() as connection:
+                read(connection)
+        if not interrupted(lambda: taken.append(pool.getconn()), number):
+            break
+        stats = pool.stats()
+        assert (stats["held"], stats["opening"]) == (0, 0), f"line {number}"
+        pool.close()
+        pool._closed = False
+    assert number > 10
+    pool.putconn(*taken)
+
+
+def test_a_ctrl_c_in_the_rollback_of_a_connection_given_back_leaves_its_place_free(pool, monkeypatch):
+    connection = pool.getconn()
+    read(connection)
+
+    def rollback():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "rollback", rollback)
+    with pytest.raises(KeyboardInterrupt):
+        pool.putconn(connection)
+    stats = pool.stats()
+    assert (stats["held"], stats["idle"]) == (0, 0)
+    assert connection.closed
+
+
+def test_a_connection_that_cannot_be_set_up_in_time_is_left_behind(pool, monkeypatch):
+    is_set_up = threading.Event()
+    monkeypatch.setattr(connecting, "_mind_the_client", lambda made: is_set_up.wait(10))
+    begun = SYSTEM.monotonic()
+    with pytest.raises(DeadlineExceeded), deadline(0.2):
+        pool.getconn()
+    assert SYSTEM.monotonic() - begun < 5
+    is_set_up.set()
 
 
 def test_an_exhausted_pool_is_no_failure_of_the_server_and_not_waited_for_twice(pool, manager):

@@ -41,10 +41,10 @@ class Making:
     def _make(self) -> ResilientConnection | None:
         made: ResilientConnection
         made = psycopg2.connect(self._dsn, connection_factory=ResilientConnection, **self._settings)
+        _mind_the_client(made)
         with self._lock:
             if self._is_wanted:
                 made.prepare_watch()
-                _mind_the_client(made)
                 return made
         made.close()
         return None

@@ -82,7 +82,7 @@ class ResilientPool:
         self._changed = threading.Condition()
         self._idle: deque[tuple[ResilientConnection, float]] = deque()  # the one used last is taken first
         self._held: dict[ResilientConnection, Holder] = {}
-        self._opening = 0
+        self._opening: set[Holder] = set()  # who waits for a connection that is being made
         self._waiting = 0
         self._born: dict[ResilientConnection, int] = {}
         self._generation = 0
@@ -118,17 +118,31 @@ class ResilientPool:
         seconds, ambient = time_left(own)
         until = None if seconds is None else SYSTEM.monotonic() + seconds
         holder = Holder()
-        while True:
-            connection, since = self._take(until, seconds, holder)
-            if connection is None:
-                connection = self._open(until, ambient)
-            elif not self._is_fit(connection, since, until):
-                self._drop_dead(connection)
-                continue
-            connection.seconds = own
-            with self._changed:
-                self._held[connection] = self._held.pop(connection, holder)
-            return connection
+        try:
+            while True:
+                connection, since = self._take(until, seconds, holder)
+                if connection is None:
+                    connection = self._open(until, ambient, holder)
+                elif not self._is_fit(connection, since, until):
+                    self._drop_dead(connection)
+                    continue
+                connection.seconds = own
+                return connection
+        except BaseException:  # a Ctrl-C too, at any moment
+            self._give_up(holder)
+            raise
+
+    def _give_up(self, holder: Holder) -> None:
+        """Makes room again for who gets no connection after all."""
+        with self._changed:
+            self._opening.discard(holder)
+            taken = [connection for connection, other in self._held.items() if other is holder]
+            for connection in taken:
+                del self._held[connection]
+                self._born.pop(connection, None)
+            self._changed.notify()
+        for connection in taken:
+            connection.discard()
 
     def _take(
         self, until: float | None, seconds: float | None, holder: Holder
@@ -142,8 +156,8 @@ class ResilientPool:
                     connection, since = self._idle.pop()
                     self._held[connection] = holder
                     return connection, since
-                if len(self._held) + self._opening < self.maxconn:
-                    self._opening += 1
+                if len(self._held) + len(self._opening) < self.maxconn:
+                    self._opening.add(holder)
                     return None, 0.0
                 left = None if until is None else until - SYSTEM.monotonic()
                 if left is not None and left <= 0:
@@ -158,9 +172,16 @@ class ResilientPool:
         """Gives a connection back; it is rolled back, or replaced when it is dead or cannot be rolled back."""
         if connection.is_of_parent:
             return
-        if connection.is_lost or connection.was_cut:
-            self._lose_generation(connection)
-        fit = not connection.closed and not connection.was_cut and self._is_clean(connection)
+        fit = False
+        try:
+            if connection.is_lost or connection.was_cut:
+                self._lose_generation(connection)
+            fit = not connection.closed and not connection.was_cut and self._is_clean(connection)
+        finally:  # its place is free even if a Ctrl-C ends the rollback
+            self._put_back(connection, fit)
+
+    def _put_back(self, connection: ResilientConnection, fit: bool) -> None:
+        """Makes a connection that is `fit` an idle one, and closes another."""
         with self._changed:
             known = self._held.pop(connection, None) is not None
             stale = self._born.get(connection, -1) != self._generation
@@ -240,7 +261,7 @@ class ResilientPool:
         for idle in dead:
             idle.discard()
 
-    def _open(self, until: float | None, ambient: bool) -> ResilientConnection:
+    def _open(self, until: float | None, ambient: bool, holder: Holder) -> ResilientConnection:
         """A new connection, made on a thread that can be left behind: libpq's own limit has whole seconds."""
         with self._changed:
             generation = self._generation
@@ -257,9 +278,9 @@ class ResilientPool:
             raise deadline_error("connecting", seconds, SYSTEM.monotonic() - begun, ambient, "not_sent") from None
         finally:
             with self._changed:
-                self._opening -= 1
+                self._opening.discard(holder)
                 if connection is not None:
-                    self._held[connection] = Holder()
+                    self._held[connection] = holder
                     self._born[connection] = generation
                 self._changed.notify()
         return connection
@@ -274,7 +295,7 @@ class ResilientPool:
                 {"place": holder.place, "seconds": now - holder.since, "thread": holder.thread}
                 for holder in self._held.values()
             ]
-            return {"held": len(holders), "idle": len(self._idle), "opening": self._opening,
+            return {"held": len(holders), "idle": len(self._idle), "opening": len(self._opening),
                     "waiting": self._waiting, "generation": self._generation, "holders": holders}  # fmt: skip
 
     def close(self) -> None:
