@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-LONGEST = 100  # characters of a socket's path: the kernel takes 107, some 103
+LONGEST = 100  # bytes of a socket's path: the kernel takes 107, some 103
 
 
 class Place:
@@ -87,7 +87,7 @@ def make_place() -> Place:
     trouble: OSError | None = None
     for folder in folders():
         place = Place(folder, pid, start_of(pid) or 0)
-        if len(str(place.socket)) > LONGEST:
+        if len(os.fsencode(place.socket)) > LONGEST:
             continue
         try:
             _make_private(folder)

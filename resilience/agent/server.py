@@ -150,10 +150,17 @@ def _answer(stacks: bool) -> bytes:
     from .report import report
 
     try:
-        document = report(stacks=stacks)
+        text = json.dumps(report(stacks=stacks), default=_text, skipkeys=True)  # names may be anything
     except Exception as error:  # a report must never end the agent: what went wrong is the answer
-        document = {"pid": os.getpid(), "agent_error": f"{type(error).__name__}: {error}"}
-    return json.dumps(document, default=str).encode("utf-8", "backslashreplace") + b"\n"
+        text = json.dumps({"pid": os.getpid(), "agent_error": f"{type(error).__name__}: {_text(error)}"})
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # what cannot show itself hides nothing else
+        return f"<{type(value).__name__}>"
 
 
 def _drop(selector: selectors.PollSelector, clients: dict[int, _Client], number: int) -> None:

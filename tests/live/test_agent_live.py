@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from resilience.agent.client import ask, place_of
 from resilience.testing import eventually
 
 # blocked in a C call that releases the GIL, in the main thread, as a named operation
@@ -184,6 +185,42 @@ def test_clients_that_hang_or_send_garbage_disturb_nobody(home):
             client.close()
     assert home.top(process)["agent"] == "answered"
     assert process.poll() is None
+
+
+ODD = """
+import sys
+from resilience import ErrorRecoveryManager
+
+class Shy:
+    def __str__(self):
+        raise RuntimeError("not today")
+
+odd = ErrorRecoveryManager()
+odd.monitor.record_worker_health(("host", 1), True)
+manager = ErrorRecoveryManager()
+manager.monitor.record_worker_health("plain", True)
+manager.monitor.record_worker_health("shy", True, Shy())
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_names_and_values_that_are_no_json_end_no_agent(home):
+    process = home.start(ODD)
+    for _ in range(2):
+        seen = ask(place_of(process.pid), timeout=30.0)
+        assert seen["workers"]["plain"]["is_running"]
+        assert seen["workers"]["shy"]["error_count"] == "<Shy>"
+
+
+def test_a_directory_whose_name_is_too_long_in_bytes_is_passed_over(home):
+    (longest := home.folder / ("\u5c71" * 25)).mkdir()
+    script = f"""
+import os, sys
+os.environ["XDG_RUNTIME_DIR"] = {str(longest)!r}
+{IDLE}"""
+    process = home.start(script)
+    assert home.top(process)["agent"] == "answered"
 
 
 def test_the_agent_never_holds_up_exit(home):
