@@ -152,7 +152,7 @@ class Registry:
         chosen = {
             "policy": settings.retry_policy(name, limits.pop("budget", None)),
             "fallback": None,
-            "timeout": self._timeouts.timeout_of(name),
+            "timeout": None if settings.is_untimed(name) else self._timeouts.timeout_of(name),
             "total": settings.total_timeout(name),
             "memory_limit": settings.memory_limit(name),
             **limits,

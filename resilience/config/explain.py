@@ -18,7 +18,8 @@ UNLIMITED = float("inf")
 def explain_operation(settings: Settings, name: str) -> dict[str, Any]:
     """The worst case of one call of the operation, as plain data; times in seconds, None where nothing bounds it."""
     policy = settings.retry_policy(name)
-    timeout = timeout_of({**TIMEOUT_DEFAULTS, **settings.timeouts}, name)
+    kinds = {**TIMEOUT_DEFAULTS, **settings.timeouts}
+    timeout = None if settings.is_untimed(name) else timeout_of(kinds, name)
     total = settings.total_timeout(name)
     attempts = None if policy.max_retries is None else policy.max_retries + 1
     sleeps = None if attempts is None else sum(policy.delays())

@@ -42,6 +42,8 @@ class Settings:
         self._blocks: dict[str, dict[str, Any]] = {}  # the values by block ("operations.api_call.retry") and key
         for path, value in self._values.items():
             block, _, key = path.rpartition(".")
+            if path.startswith("timeouts."):
+                block, key = "timeouts", path.removeprefix("timeouts.")  # a kind may have dots
             self._blocks.setdefault(block, {})[key] = value
         names = (path.split(".", 2)[1] for path in self._values if path.startswith("operations."))
         self.operation_names = sorted(set(names))
@@ -145,6 +147,10 @@ class Settings:
         """The seconds a whole call of the operation may take, retries included; None without a limit."""
         return self._values.get(f"operations.{name}.total_timeout")
 
+    def is_untimed(self, name: str) -> bool:
+        """Whether the attempts of the operation are said to have no timeout."""
+        return self._values.get(f"operations.{name}.timeout", 0.0) is None
+
     def isolation(self, name: str) -> str:
         """Where the attempts of the operation run."""
         return str(self._values.get(f"operations.{name}.isolation", "thread"))
@@ -246,13 +252,14 @@ class Settings:
             raise ConfigError(reason, origin=self._origins.get(path), key=path, value=attempts)
         same_place = _file_of(self._origins.get(path)) == _file_of(self._origins.get(f"{prefix}.max_retries"))
         if {"max_attempts", "max_retries"} <= set(block) and same_place and _attempts(retries) != attempts:
-            reason = f"{attempts} attempts are {attempts - 1} retries, but max_retries says {retries}"
+            meant = "no limit" if attempts is None else f"{attempts} attempts are {attempts - 1} retries"
+            reason = f"{meant}, but max_retries says {retries}"
             raise ConfigError(reason, origin=self._origins.get(path), key=path, value=attempts)
 
     def _check_times(self, name: str) -> None:
         total, path = self.total_timeout(name), f"operations.{name}.total_timeout"
         kinds = (name, TIMEOUT_ALIASES.get(name, ""))  # what somebody chose; a default is only cut short
-        one = next((self.timeouts[kind] for kind in kinds if kind in self.timeouts), None)
+        one = next((self.timeouts[kind] for kind in kinds if kind in self.timeouts and not self.is_untimed(name)), None)
         if total is not None and total <= 0:
             raise ConfigError("expected a duration above 0", origin=self._origins.get(path), key=path, value=total)
         if total is not None and one is not None and total < one:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resilience import ConfigError, ErrorRecoveryManager
+from resilience.config.explain import explain_operation
 from resilience.config.settings import Settings
 from resilience.config.sources import check_sources, default_settings, load_settings
 
@@ -311,3 +312,30 @@ def test_four_times_the_operations_cost_about_four_times_as_much():
         return time.process_time() - began
 
     assert min(seconds(800) for _ in range(3)) < 9 * min(seconds(200) for _ in range(3))
+
+
+def test_an_operation_whose_timeout_is_null_has_none(write):
+    settings = load_settings(write("error_recovery: {operations: {api_call: {timeout: null, total_timeout: 5s}}}"), {})
+    assert explain_operation(settings, "api_call")["attempt_timeout"] is None
+    with ErrorRecoveryManager(settings=settings) as manager:
+        assert manager.operation("api_call").parts.timeout is None
+        manager.register_timeout("api_call", 2.0)
+        assert manager.operation("api_call").parts.timeout == 2.0
+
+
+def test_a_kind_whose_name_has_dots_has_the_timeout_it_is_given(write):
+    settings = load_settings(write("error_recovery: {timeouts: {api.example.com: 4s}}"), {})
+    assert ("timeouts.api.example.com", "4s") in {row[:2] for row in settings.rows()}
+    with ErrorRecoveryManager(settings=settings) as manager:
+        assert manager.operation("api.example.com").parts.timeout == 4.0
+    (error,) = check_sources(write("error_recovery: {timeouts: {api.example.com: 0s}}"), {})
+    assert error.key == "timeouts.api.example.com"
+
+
+@pytest.mark.parametrize("place", ["retry", "operations.job.retry"])
+def test_attempts_without_a_limit_and_so_many_retries_are_refused(write, place):
+    text = "error_recovery: {" + "".join(f"{key}: {{" for key in place.split("."))
+    path = write(text + "max_attempts: null, max_retries: 3" + "}" * text.count("{"))
+    (error,) = check_sources(path, {})
+    assert error.key == f"{place}.max_attempts"
+    assert "no limit" in str(error)
