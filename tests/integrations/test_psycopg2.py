@@ -206,6 +206,26 @@ def test_a_dead_network_ends_the_statement_by_the_grace_and_the_connection_is_re
     assert run_transaction(pool, read) == 42
 
 
+@pytest.mark.parametrize("what", ["a named cursor", "the session"])
+def test_a_dead_network_ends_the_end_of_a_cursor_and_of_a_session(pool, proxy, what):
+    with deadline(0.3), pool.lend() as connection:
+        cursor = connection.cursor("served")
+        cursor.execute("SELECT generate_series(1, 5000)")
+        cursor.fetchone()
+        proxy.black_hole = True
+        lifted = threading.Timer(8.0, setattr, (proxy, "black_hole", False))  # rather than to hang
+        lifted.start()
+        begun = SYSTEM.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            cursor.close() if what == "a named cursor" else connection.reset()
+        assert SYSTEM.monotonic() - begun < 5.0
+        assert connection.closed
+    lifted.cancel()
+    proxy.black_hole = False
+    with pool.connection() as connection:
+        assert read(connection) == 42
+
+
 def test_the_operations_timeout_bounds_an_attempt_and_blames_the_server(pool, proxy, manager):
     manager.register_timeout("database_operation", 0.1)
     manager.register_retry_policy("database_operation", RetryPolicy(max_retries=1, base_delay=0.001))

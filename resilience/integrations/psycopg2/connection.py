@@ -74,6 +74,11 @@ class ResilientConnection(extensions.connection):
             raise deadline_error(doing, 0.0, 0.0, ambient, "not_sent")
         return Limit(seconds, ambient)
 
+    def limit_of_cleaning(self) -> Limit | None:
+        """The deadline of what has to be done after the deadline, too: `GRACE` seconds then."""
+        seconds, ambient = time_left(self.seconds)
+        return None if seconds is None else Limit(max(seconds, GRACE), ambient, 0.0 if seconds < GRACE else GRACE)
+
     def watched(self, limit: Limit | None, doing: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs one exchange with the server, which ends with `limit`."""
         if limit is None:
@@ -223,10 +228,15 @@ class ResilientConnection(extensions.connection):
 
     def rollback(self) -> None:
         """Rolls back; once the deadline has passed the server has `GRACE` seconds for it."""
-        seconds, ambient = time_left(self.seconds)
-        limit = None if seconds is None else Limit(max(seconds, GRACE), ambient, 0.0 if seconds < GRACE else GRACE)
         try:
-            self.watched(limit, "ROLLBACK", super().rollback)
+            self.watched(self.limit_of_cleaning(), "ROLLBACK", super().rollback)
+        finally:
+            self.forget_transaction()
+
+    def reset(self) -> None:
+        """Rolls back and resets the session, within the same time as `rollback()`."""
+        try:
+            self.watched(self.limit_of_cleaning(), "RESET", super().reset)
         finally:
             self.forget_transaction()
 

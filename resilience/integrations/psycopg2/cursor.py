@@ -74,7 +74,14 @@ class Guarded:
     def copy_to(self, *args: Any, **kwargs: Any) -> None:
         self._guarded("COPY", super().copy_to, *args, **kwargs)  # type: ignore[misc]  # of psycopg2's
 
-    # A named cursor lives on the server: it is asked for every row.
+    # A named cursor lives on the server: it is asked for every row, and told of the end.
+
+    def close(self) -> None:
+        close = super().close  # type: ignore[misc]  # of psycopg2's cursor
+        if self.name is None or self.connection.closed:
+            close()
+        else:
+            self.connection.watched(self.connection.limit_of_cleaning(), "CLOSE", close)
 
     def fetchone(self) -> Any:
         fetch = super().fetchone  # type: ignore[misc]  # of psycopg2's cursor
