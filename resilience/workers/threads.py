@@ -17,12 +17,12 @@ from concurrent.futures import Executor, Future
 
 from ..core.ambient import attempt_gate, context_for_a_thread, current, retry_owner
 from ..core.clock import SYSTEM
-from ..core.errors import CallRejected, WorkersExhausted, require_count
+from ..core.errors import WorkersExhausted, require_count
 from ..core.forks import living
 from ..core.lifecycle import on_shutdown, stopping
 from ..core.stacks import stacks_of
 from .ledger import LEDGER, Abandoned
-from .thread_task import ABANDONED, DONE, QUEUED, WITHDRAWN, Task, mark_lost
+from .thread_task import ABANDONED, DONE, QUEUED, RUNNING, WITHDRAWN, Task, mark_lost
 from .worker_thread import END, Worker, WorkerThread, idle_threads, live
 
 TYPE_CHECKING = False
@@ -105,22 +105,29 @@ class ThreadWorkers(Executor):
         task = Task(fn, args, {} if kwargs is None else kwargs, context)
         operation = current()
         detach = operation.on_cancel(functools.partial(self._interrupt, task)) if operation is not None else None
+        lost = None
         _waited_for[task] = self
         try:
-            if stopping():  # looked at once it is known to be waited for: a shutdown sees it, or we see the shutdown
-                self._interrupt(task)
-            self._dispatch(task)  # from here to the wait nothing is to be done: the worker needs the GIL that we hold
-            ended = task.wait(timeout, clock)
+            try:
+                if stopping():  # looked at once it is known to be waited for: a shutdown sees it, or we see that
+                    self._interrupt(task)
+                self._dispatch(task)  # from here to the wait nothing is to be done: the worker needs our GIL
+                ended = task.wait(timeout, clock)
+                if (not ended or task.interrupted) and self._give_up(task):
+                    lost = mark_lost(task.why_given_up(self.name, timeout, operation), self.lock, task)
+            finally:
+                _waited_for.pop(task, None)
+                if detach is not None:
+                    detach()
         except BaseException as error:  # KeyboardInterrupt in the caller: the call is nobody's now
             self._give_up(task)
             mark_lost(error, self.lock, task)
             raise
-        finally:
-            _waited_for.pop(task, None)
-            if detach is not None:
-                detach()
-        if (not ended or task.interrupted) and self._give_up(task):
-            raise mark_lost(task.why_given_up(self.name, timeout, operation), self.lock, task)
+        if lost is not None:
+            try:
+                raise lost
+            finally:
+                lost = None
         if task.error is not None:
             try:
                 raise task.error
@@ -135,95 +142,136 @@ class ThreadWorkers(Executor):
 
     def _dispatch(self, task: Task) -> None:
         """Hands the task to an idle worker, a new one or the queue."""
-        with self.lock:
-            if self._closed:
-                raise RuntimeError(f"workers of {self.name!r} are shut down")
-            if self._abandoned >= self.max_abandoned and self._abandoned:
-                raise WorkersExhausted(name=self.name, abandoned=self._abandoned)
-            if self._idle:
-                worker = self._idle.pop()
-                idle_threads.pop(worker, None)
-                worker.task, worker.owner = task, self
-            elif self._workers < self.max_workers:
-                worker = Worker()
-                worker.task, worker.owner = task, self
+        # A Ctrl-C comes where a function begins or one written in C has returned: none of them is between what belongs
+        # together.
+        worker = None
+        try:
+            with self.lock:
+                if self._closed:
+                    raise RuntimeError(f"workers of {self.name!r} are shut down")
+                if self._abandoned >= self.max_abandoned and self._abandoned:
+                    raise WorkersExhausted(name=self.name, abandoned=self._abandoned)
+                if self._idle:
+                    idle = self._idle[-1]
+                    idle_threads.pop(idle, None)
+                    idle.task, idle.owner = task, self
+                    del self._idle[-1]
+                    idle.wake.release()
+                    return
+                if self._workers >= self.max_workers:
+                    if not self._queue:
+                        self._queue = deque()
+                    self._queue.append(task)
+                    return
+                new = Worker(self, task)
                 self._workers += 1
                 self._numbers += 1
                 number = self._numbers
-            else:
-                if not self._queue:
-                    self._queue = deque()
-                self._queue.append(task)
-                return
-        if worker.thread is not None:
-            worker.wake.release()
-            return
-        try:
+                worker = new
             self._start(worker, number)
         except BaseException:
-            self._start_next()  # its place is free again: what queued behind it meanwhile has nobody else
+            if worker is not None and self._dismiss(worker):
+                self._start_next()  # its place is free again: what queued behind it meanwhile has nobody else
             raise
 
     def _start(self, worker: Worker, number: int) -> None:
         name = f"{self.name}-{number}"
-        worker.thread = thread = WorkerThread(
+        worker.thread = WorkerThread(
             target=live, args=(weakref.ref(self), worker, self._idle_seconds), name=name, daemon=True
         )
-        try:
-            if self._register is not None:
-                thread.owned = self._register("thread", name)
-            thread.start()
-        except BaseException:
-            with self.lock:
-                self._workers -= 1
-            if thread.owned is not None:
-                thread.owned()
-            raise
+        if self._register is not None:
+            worker.thread.owned = self._register("thread", name)
+        worker.thread.start()
+
+    def begins(self, worker: Worker) -> bool:
+        """Asked by the thread of a new worker: whether it is to work, for it was not dismissed meanwhile."""
+        with self.lock:
+            worker.has_begun = worker.task is not None
+            return worker.has_begun
+
+    def _dismiss(self, worker: Worker) -> bool:
+        """Frees the place of a new worker whose start failed; False when its thread has begun all the same."""
+        with self.lock:
+            if worker.has_begun:
+                return False
+            worker.task = worker.owner = None
+            self._workers -= 1
+        if worker.thread is not None and worker.thread.owned is not None:
+            worker.thread.owned()
+        return True
 
     def _give_up(self, task: Task) -> bool:
-        """Withdraws a queued task or abandons a running one; False when it has just ended."""
-        with self.lock:
-            if task.state == DONE:
-                return False
-            if task.state == QUEUED:
-                task.state = WITHDRAWN
-                if self._queue and task in self._queue:
-                    self._queue.remove(task)
-                return True
-            assert task.worker is not None
-            thread = task.worker.thread
-            assert thread is not None
-            task.entry = entry = Abandoned(self.name, thread.name, "")  # first: its thread strikes it out at the end
-            task.state = ABANDONED
-            self._abandoned += 1
-            self._workers -= 1  # its thread ends with the call: another may take the place
-            LEDGER.abandon(entry)
+        """Withdraws a queued task or abandons a running one; False when it has just ended.
+
+        Calling it again after an exception (which knows of the abandoned call too) does the rest.
+        """
         try:
-            if thread.owned is not None:
-                thread.owned.abandon()
-            entry.stack = _stack_of(thread)
-        finally:
-            self._start_next()
+            with self.lock:
+                if task.state == DONE:
+                    return False
+                if task.state in (QUEUED, WITHDRAWN):
+                    task.state = WITHDRAWN
+                    if self._queue and task in self._queue:
+                        self._queue.remove(task)
+                    return True
+                assert task.worker is not None
+                thread = task.worker.thread
+                assert thread is not None
+                if task.entry is None:
+                    task.entry = Abandoned(self.name, thread.name, "")
+                if task.state == RUNNING:
+                    LEDGER.abandon(task.entry)  # first: its thread strikes it out at the end
+                    task.state = ABANDONED
+                    self._abandoned += 1
+                    self._workers -= 1  # its thread ends with the call: another may take the place
+            try:
+                if thread.owned is not None:
+                    thread.owned.abandon()
+                task.entry.stack = _stack_of(thread)
+            finally:
+                self._start_next()
+        except BaseException as error:
+            mark_lost(error, self.lock, task)
+            raise
         return True
 
     def _start_next(self) -> None:
         """Gives the head of the queue to a new worker where there is room for one."""
         while True:
-            with self.lock:
-                if not self._queue or self._workers >= self.max_workers:
-                    return None
-                task = self._queue.popleft()
-                worker = Worker()
-                worker.task, worker.owner = task, self
-                self._workers += 1
-                self._numbers += 1
-                number = self._numbers
+            worker = None
             try:
-                return self._start(worker, number)
-            except (RuntimeError, CallRejected) as error:  # no thread to be had: told to the call that waited for it
+                with self.lock:
+                    if not self._queue or self._workers >= self.max_workers:
+                        return
+                    task = self._queue[0]
+                    new = Worker(self, task)
+                    self._workers += 1
+                    self._numbers += 1
+                    number = self._numbers
+                    worker = new
+                    self._queue.popleft()
+                self._start(worker, number)
+                return
+            except Exception as error:  # no thread to be had: told to the call that waited for it
+                if worker is None or not self._dismiss(worker):
+                    raise
                 self._fail(task, error)
                 if self._workers:
-                    return None
+                    return
+            except BaseException:  # a Ctrl-C, not meant for the call that waits
+                if worker is None or self._dismiss(worker):
+                    if worker is not None:
+                        self._put_back(task)
+                    self._start_next()
+                raise
+
+    def _put_back(self, task: Task) -> None:
+        """Makes a task the head of the queue again."""
+        with self.lock:
+            if task.state == QUEUED:
+                if not self._queue:
+                    self._queue = deque()
+                self._queue.appendleft(task)
 
     def _fail(self, task: Task, error: Exception) -> None:
         """Ends a task that cannot be started."""

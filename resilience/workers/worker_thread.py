@@ -31,11 +31,12 @@ class Worker:
     `owner` keeps the set of workers alive while there is a task to run; an idle thread does not hold it.
     """
 
-    __slots__ = ("owner", "task", "thread", "wake")
+    __slots__ = ("has_begun", "owner", "task", "thread", "wake")
 
-    def __init__(self) -> None:
-        self.owner: ThreadWorkers | None = None
-        self.task: Task | None = None
+    def __init__(self, owner: ThreadWorkers, task: Task) -> None:
+        self.owner: ThreadWorkers | None = owner
+        self.task: Task | None = task
+        self.has_begun = False  # whether its thread works: from then on that gives its place back
         self.wake = locked()
         self.thread: WorkerThread | None = None
 
@@ -52,6 +53,9 @@ def live(owner: weakref.ref[ThreadWorkers], worker: Worker, idle_seconds: float)
 
 def _work(owner: weakref.ref[ThreadWorkers], worker: Worker, idle_seconds: float) -> None:
     """Runs calls until there are none, or one was abandoned."""
+    workers = owner()
+    if workers is None or not workers.begins(worker):
+        return
     task = worker.task
     while True:
         if task is None:

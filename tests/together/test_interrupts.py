@@ -3,6 +3,8 @@
 CPython looks when a function begins and when one written in C has returned; a profiler is called at the same points.
 """
 
+import contextlib
+import gc
 import itertools
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from resilience import (
     Bulkhead,
     CircuitBreakerConfig,
+    DeadlineExceeded,
     ErrorRecoveryManager,
     Pipeline,
     RateLimiter,
@@ -18,6 +21,11 @@ from resilience import (
     current,
     deadline,
 )
+from resilience.testing import Gate, eventually
+from resilience.workers import threads
+from resilience.workers.ledger import LEDGER
+from resilience.workers.thread_task import when_ended
+from resilience.workers.threads import ThreadWorkers
 
 
 def interrupted_at(number, call):
@@ -89,3 +97,96 @@ def test_a_ctrl_c_on_the_way_into_a_deadline_leaves_none_in_force():
         assert current() is None, number
     block.__exit__(None, None, None)
     assert number > 2
+
+
+@contextlib.contextmanager
+def one_worker():
+    """A set of one worker thread, whose place is free again afterwards."""
+    workers = ThreadWorkers("interrupted", max_workers=1)
+    yield workers
+    workers.shutdown(wait=False)
+    eventually(lambda: workers._workers == workers.abandoned == 0, within=10)
+    assert "interrupted" not in LEDGER.abandoned_by_operation()
+
+
+def points(scene):
+    """Runs `scene(number)` for each point, until it was not interrupted any more."""
+    gc.disable()  # finalizers would swallow the interrupt
+    try:
+        number = next(number for number in itertools.count(1) if not scene(number))
+    finally:
+        gc.enable()
+    assert number > 3
+    print(f"{number - 1} points")
+
+
+def test_a_ctrl_c_at_any_point_of_a_start_of_a_worker_thread_leaves_no_place_taken():
+    def scene(number):
+        with one_worker() as workers:
+            try:
+                was_interrupted = interrupted_at(number, lambda: workers.call(int))
+            except RuntimeError as error:  # what `threading` makes of it here and there
+                assert "release unlocked lock" in str(error)
+                was_interrupted = True
+            assert workers.call(int, timeout=10) == 0, number
+        return was_interrupted
+
+    points(scene)
+
+
+def test_a_ctrl_c_at_any_point_of_a_call_on_an_idle_worker_thread_leaves_it_to_the_next_one():
+    with one_worker() as workers:
+
+        def scene(number):
+            workers.call(int)
+            eventually(lambda: workers._idle)
+            was_interrupted = interrupted_at(number, lambda: workers.call(int))
+            assert workers.call(int, timeout=10) == 0, number
+            return was_interrupted
+
+        points(scene)
+
+
+def test_a_ctrl_c_at_any_point_of_a_queued_call_leaves_nothing_in_the_queue():
+    gate, ran = Gate(), []
+    with one_worker() as workers:
+        busy = workers.submit(gate)
+        assert gate.arrived()
+
+        def queued():
+            with contextlib.suppress(DeadlineExceeded):
+                workers.call(ran.append, (1,), timeout=0.001)
+
+        points(lambda number: interrupted_at(number, queued))
+        gate.open()
+        busy.result(10)
+        assert workers.call(int, timeout=10) == 0
+    assert ran == []
+
+
+def test_a_ctrl_c_at_any_point_of_giving_up_a_call_leaves_its_place_to_the_queue_and_knows_of_the_call(monkeypatch):
+    monkeypatch.setattr(threads, "_stack_of", lambda thread: "")  # a few hundred points
+
+    def scene(number):
+        gate, raised, told = Gate(), [], []
+        with one_worker() as workers:
+            workers.call(int)
+            eventually(lambda: workers._idle)
+
+            def late():
+                try:
+                    workers.call(gate, timeout=0.02)
+                except BaseException as error:
+                    raised.append(error)
+                    if not isinstance(error, DeadlineExceeded):
+                        raise
+
+            was_interrupted = interrupted_at(number, late)
+            assert workers.call(int, timeout=10) == 0, number
+            for error in raised:
+                when_ended(error, lambda: told.append(number))
+            assert len(told) == len(raised) - workers.abandoned, number
+            gate.open()
+        return was_interrupted
+
+    points(scene)

@@ -513,6 +513,45 @@ def test_calls_that_queued_behind_one_whose_thread_could_not_be_started_are_told
     assert [type(caller.end()) for caller in callers] == [CallRejected] * 4
 
 
+class Registered:
+    """How threads are registered (called with what) and end (called with nothing); the second one meets an error."""
+
+    def __init__(self, error):
+        self.errors = [error, None]
+
+    def __call__(self, *what):
+        error = self.errors.pop() if what and self.errors else None
+        if error is not None:
+            raise error
+        return self
+
+    def abandon(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "second"),
+    [(MemoryError(), DeadlineExceeded, MemoryError), (KeyboardInterrupt(), KeyboardInterrupt, str)],
+)
+def test_a_queued_call_whose_thread_cannot_be_started_is_told_why_and_after_a_ctrl_c_gets_another(
+    gate, error, first, second
+):
+    clock = ManualClock()
+    workers = ThreadWorkers("one", max_workers=1, register=Registered(error))
+    stuck = Caller(workers.call, gate, timeout=1.0, clock=clock)
+    assert gate.arrived()
+    queued = Caller(workers.call, lambda: "served", timeout=10.0)
+    eventually(lambda: workers._queue)
+    eventually(lambda: clock.advance(1.0) or not stuck.is_alive())
+    given_up = stuck.end()
+    assert isinstance(given_up, first)
+    assert isinstance(queued.end(), second)
+    told = []
+    when_ended(given_up, lambda: told.append("ended"))
+    assert told == []  # it holds a slot of a bulkhead until it has ended
+    assert workers.call(lambda: 1, timeout=10.0) == 1
+
+
 def test_idle_threads_end():
     workers = ThreadWorkers("shortlived", idle=0.01)
     thread = workers.call(threading.current_thread)
