@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 import click
@@ -28,6 +29,7 @@ http(s): GET is answered below 400. redis: PING after AUTH. postgresql: login an
 Exit codes: 0 all healthy; 1 one is not; 2 unknown scheme. With --nagios 0 OK, 2 CRITICAL.
 """
 CRITICAL = 2  # of Nagios
+AT_ONCE = 32
 BETWEEN = 0.5  # seconds between two tries
 
 
@@ -72,8 +74,29 @@ def probe(
 
 def _all(urls: Sequence[str], timeout: float, wait: float | None, consecutive: int) -> list[Seen]:
     """The last try of each; those that are healthy are not tried again."""
-    with ThreadPoolExecutor(min(len(urls), 32)) as pool:
-        return list(pool.map(lambda url: _one(url, timeout, wait, consecutive), urls))
+    from .handshakes import unhealthy
+
+    waiting = deque(enumerate(urls))
+    seen: dict[int, Seen] = {}
+
+    def work() -> None:
+        while waiting:
+            try:
+                number, url = waiting.popleft()
+            except IndexError:  # another was faster
+                return
+            try:
+                seen[number] = _one(url, timeout, wait, consecutive)
+            except Exception as error:
+                seen[number] = unhealthy(url, error)
+
+    # Daemons, not a pool: those that wait for a service must not hold up who presses Ctrl-C.
+    threads = [threading.Thread(target=work, name="resilience-probes", daemon=True) for _ in urls[:AT_ONCE]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [seen[number] for number in range(len(urls))]
 
 
 def _one(url: str, timeout: float, wait: float | None, consecutive: int) -> Seen:

@@ -46,13 +46,18 @@ def try_once(url: str, timeout: float) -> Seen:
         except TimeoutError:
             answers.append(Seen(url, False, SYSTEM.monotonic() - began, f"no answer within {timeout:g} s"))
         except Exception as error:
-            answers.append(Seen(url, False, SYSTEM.monotonic() - began, _told(error)))
+            answers.append(unhealthy(url, error, SYSTEM.monotonic() - began))
 
     # A thread of its own, since resolving a name knows no time limit; it is left behind where that hangs.
     worker = threading.Thread(target=work, name="resilience-probe", daemon=True)
     worker.start()
     worker.join(timeout + 0.05)
     return answers[0] if answers else Seen(url, False, SYSTEM.monotonic() - began, f"no answer within {timeout:g} s")
+
+
+def unhealthy(url: str, error: Exception, took: float = 0.0) -> Seen:
+    """What came of a try that ended with an error."""
+    return Seen(url, False, took, _told(error))
 
 
 def _told(error: Exception) -> str:

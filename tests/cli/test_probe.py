@@ -1,7 +1,10 @@
 """`resilience probe`: real handshakes with what answers rightly, wrongly or not at all."""
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -118,6 +121,21 @@ def test_waiting_ends_with_the_service_and_with_patience(capsys):
         began = time.monotonic()
         assert run(["probe", "-q", server.url + "/ok", "--wait", "30s", "--consecutive", "2"]) == exits.OK
         assert time.monotonic() - began >= 0.5  # two tries, and the pause between them
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, exits.INTERRUPTED), (signal.SIGTERM, exits.TERMINATED)])
+def test_whoever_waits_can_be_interrupted(silent, number, code):
+    with DeadPort() as dead:
+        urls = [f"tcp://127.0.0.1:{dead.port}", f"redis://127.0.0.1:{silent}"]
+        command = [sys.executable, "-m", "resilience_cli", "probe", "--wait", "60s", "--timeout", "60s", *urls]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert "not there yet" in process.stderr.readline()
+            process.send_signal(number)
+            try:
+                assert process.wait(20) == code
+            finally:
+                process.kill()
+            assert process.stderr.read().strip() == ""
 
 
 def test_nagios_gets_one_line_and_its_codes(capsys):
