@@ -16,6 +16,7 @@ import weakref
 from ..core.clock import SYSTEM
 from ..core.forks import living
 from ..core.logs import logger
+from .operations import COUNTERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class AccountWriter:
     def __init__(self, store: Store, manager: Any) -> None:
         self._store = store
         self._manager = weakref.ref(manager)
+        self._before: dict[str, Any] | None = None  # what the parent of this process tells of itself
         self._fresh()
         _all.add(self)
 
@@ -53,7 +55,10 @@ class AccountWriter:
         self._is_final = False
         thread = threading.Thread(target=self._write, args=(self._end,), name="resilience-account", daemon=True)
         self._thread: threading.Thread | None = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread to be had: the last word is written all the same
+            logger("account").warning("no account of this process until its end: %s", error)
 
     def _write(self, end: threading.Event) -> None:
         if end.wait(0.1):  # a manager that is just being set up has nothing to tell
@@ -73,7 +78,8 @@ class AccountWriter:
             with self._writing:  # so that the last one stays the last
                 if self._is_final:
                     return True
-                account = {**self._head(ended), **account_of(manager), "alerts": self._alerts_so_far(manager)}
+                own = account_of(manager) if self._before is None else _since(self._before, account_of(manager))
+                account = {**self._head(ended), **own, "alerts": self._alerts_so_far(manager)}
                 self._store.transact(self.key, lambda _, now: (account, None), within=WITHIN)
                 self._is_final = ended
         except StoreUnavailable:  # the store itself warns of that
@@ -146,6 +152,28 @@ def account_of(manager: Any) -> dict[str, Any]:
     }
 
 
+def _since(before: dict[str, Any], account: dict[str, Any]) -> dict[str, Any]:
+    """The account without what was counted before."""
+    for name, past in before["operations"].items():
+        figures = account["operations"][name]
+        for counter in ("calls", "successes", *COUNTERS):
+            figures[counter] -= past[counter]
+        durations = {key: count - past["durations"].get(key, 0) for key, count in figures["durations"].items()}
+        figures["durations"] = {key: count for key, count in durations.items() if count}
+    errors = account["errors"]
+    counted = {_group_of(group): group["count"] for group in before["errors"]["groups"]}
+    for group in errors["groups"]:
+        group["count"] -= counted.get(_group_of(group), 0)
+    errors["groups"] = [group for group in errors["groups"] if group["count"]]
+    errors["errors"] -= before["errors"]["errors"]
+    errors["total"] -= before["errors"]["total"]
+    return account
+
+
+def _group_of(group: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(group[part] for part in ("category", "type", "message", "where"))
+
+
 def counts_of(account: dict[str, Any], name: str) -> dict[float, int]:
     """The counts of the durations of one operation; those of an older version say something else and are left out."""
     durations = account["operations"][name].get("durations", {}) if account.get("version") == VERSION else {}
@@ -158,6 +186,8 @@ _all: weakref.WeakSet[AccountWriter] = weakref.WeakSet()
 def _after_fork() -> None:
     for writer in living(_all):
         if writer._thread is not None:
+            manager = writer._manager()
+            writer._before = None if manager is None else account_of(manager)
             writer._fresh()
 
 

@@ -1,12 +1,13 @@
 """What a manager leaves in its store, and what the report makes of it."""
 
+import os
 import threading
 import weakref
 
 import pytest
 from resilience_cli.report.figures import Figures
 
-from resilience import ErrorRecoveryManager, RetryPolicy
+from resilience import ErrorRecoveryManager, RetryPolicy, open_store
 from resilience.core.errors import StoreUnavailable
 from resilience.monitoring.accounts import KEPT, PREFIX
 from resilience.stores.memory import MemoryStore
@@ -87,6 +88,48 @@ def test_accounts_of_several_managers_add_up(store):
     assert told["errors"]["total"] == 45
     (group,) = told["errors"]["groups"]
     assert (group["type"], group["count"]) == ("ConnectionError", 15)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_parent_did_before_a_fork_is_told_once(tmp_path):
+    url = f"file://{tmp_path}/state"
+    with ErrorRecoveryManager(store=url) as manager:
+        calls(manager, 10, 5)
+        child = os.fork()
+        if child == 0:
+            try:
+                calls(manager, 2, 1)
+                with pytest.raises(ZeroDivisionError):
+                    manager.execute_with_retry("other", lambda: 1 / 0)
+                manager.close()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    figures = Figures()
+    with open_store(url) as store:
+        for key in store.keys(PREFIX):
+            figures.add_account(key, store.read(key))
+    told = figures.as_dict()
+    op = told["operations"]["op"]
+    assert (op["calls"], op["successes"], op["failures"], op["retries"]) == (18, 12, 6, 12)
+    assert told["operations"]["other"]["calls"] == 1
+    assert (told["errors"]["errors"], told["errors"]["total"]) == (7, 19)
+    assert {group["type"]: group["count"] for group in told["errors"]["groups"]} == {
+        "ConnectionError": 6, "ZeroDivisionError": 1,
+    }  # fmt: skip
+
+
+def test_without_a_thread_to_be_had_a_manager_writes_its_account_at_the_end(store, monkeypatch, caplog):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        manager = ErrorRecoveryManager(store=store)
+    assert "no account of this process until its end" in caplog.text
+    manager.close()
+    assert the_account(store)["ended"] is True
 
 
 class Away(MemoryStore):
