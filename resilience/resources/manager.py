@@ -51,6 +51,7 @@ class ResourceManager:
         require_seconds("idle_after", idle_after)
         require_seconds("leaked_after", leaked_after)
         for kind, limit in (limits or {}).items():
+            require(isinstance(kind, ResourceType), "limits", kind, "expected limits by ResourceType")
             require_count(f"limits[{kind}]", limit)
         self._clock = clock or SYSTEM
         self._events = events or EventStream(clock=self._clock)
@@ -106,6 +107,7 @@ class ResourceManager:
         if owner is not None:
             handle._finalizer = weakref.finalize(owner, self._orphans.append, weakref.ref(handle))
             handle._finalizer.atexit = False
+        self._settle()  # what has ended takes no place
         try:
             crosses = self._admit(handle)
         except BaseException:
@@ -244,12 +246,13 @@ class ResourceManager:
         """
         require_seconds("idle", idle, optional=True)
         limit = self._idle_after if idle is None else idle
-        now = self.now()
         self.detect_leaks()
-        found = [handle for handle in self.active() if handle.orphaned or self._is_idle(handle, now, limit)]
-        for handle in found:
-            handle.close()
-        return len(found)
+        closed = 0
+        for handle in self.active():
+            if handle.orphaned or self._is_idle(handle, self.now(), limit):  # asked late: clean-ups take their time
+                handle.close()
+                closed += 1
+        return closed
 
     @staticmethod
     def _is_idle(handle: Handle, now: float, limit: float) -> bool:
@@ -293,7 +296,7 @@ class ResourceManager:
         self.detect_leaks()
         with self._lock:
             told = {str(kind): {**counters.as_dict(), "abandoned": 0} for kind, counters in self._counters.items()}
-            for handle in self._handles.values():
+            for handle in list(self._handles.values()):  # a finalizer may close one in the middle
                 told[str(handle.type)]["abandoned"] += handle.abandoned
             return told
 

@@ -132,6 +132,33 @@ def test_a_resource_closed_before_its_owner_goes_is_no_leak(resources):
     assert resources.stats()["memory"]["leaks_detected"] == 0
 
 
+def test_what_comes_into_use_while_others_are_cleaned_up_stays(resources, clock):
+    cleaned = []
+    resources.register_resource("slow", ResourceType.CONNECTION, lambda: other.touch())
+    other = resources.register_resource("other", ResourceType.CONNECTION, lambda: cleaned.append("other"))
+    clock.advance(300.0)
+    assert resources.cleanup_idle() == 1
+    assert cleaned == []
+    assert [handle.resource_id for handle in resources.active()] == ["other"]
+
+
+def test_a_limit_of_no_type_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        ResourceManager(limits={"thread": 8})
+    assert caught.value.key == "limits"
+
+
+def test_what_ends_while_somebody_holds_the_books_takes_no_place(clock):
+    resources = ResourceManager(clock=clock, limits={ResourceType.THREAD: 1})
+    ended = resources.own("thread", "worker")
+    with resources._lock:  # held in the moment in which the end is told
+        teller = threading.Thread(target=ended)
+        teller.start()
+        teller.join(30)
+    with resources.register_resource("mine", ResourceType.THREAD):
+        pass
+
+
 def test_a_limit_warns_above_80_percent_and_refuses_at_100(clock, caplog):
     resources = ResourceManager(clock=clock, limits={ResourceType.CONNECTION: 5})
     for number in range(4):
