@@ -1,3 +1,17 @@
-from .main import main
+"""Where the process begins."""
 
-main()
+import sys
+
+
+def start() -> None:
+    """Runs the command line; a Ctrl-C while that is still being imported is no traceback."""
+    try:
+        from .main import main
+
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    start()

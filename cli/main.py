@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         open_standard_streams()
     code = run(sys.argv[1:] if argv is None else argv)
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left but to end: no traceback from that, either
     code = _flushed(code)
     if argv is None:
         sys.exit(code)
@@ -106,8 +108,6 @@ def run(argv: list[str]) -> int:
         return ended.exit_code
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
-    except _Terminated:
-        return exits.TERMINATED
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else exits.NO
     except click.ClickException as refused:
@@ -156,12 +156,12 @@ def _is_of_stdout(error: OSError) -> bool:
     return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 
 
-class _Terminated(BaseException):
-    """SIGTERM came while a verb ran that has no handler of its own."""
+class _Terminated(SystemExit):
+    """SIGTERM came while a verb ran that has no handler of its own. Wherever it is raised, it is an exit code."""
 
     @classmethod
     def raise_now(cls, number: int, frame: object) -> None:
-        raise cls
+        raise cls(exits.TERMINATED)
 
 
 def _on_term(handler: Any) -> Any:

@@ -8,10 +8,11 @@ from typing import Any
 TELLING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Interrupted(BaseException):
-    """A signal asked `exec` itself to end."""
+class Interrupted(SystemExit):
+    """A signal asked `exec` itself to end. Wherever it is raised, it is an exit code."""
 
     def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
         self.number = number
 
 

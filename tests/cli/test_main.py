@@ -1,6 +1,7 @@
 """The frame of the command line: verbs, exit codes, and no traceback whatever happens."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -134,3 +135,38 @@ def test_closed_standard_streams_are_no_traceback(closed, code):
 def test_tables_are_plain_text():
     shown = output.table(("HOST", "OK"), [("a.local", 10), ("b", 7)])
     assert shown.splitlines() == ["HOST     OK", "a.local  10", "b         7"]
+
+
+# -- signals at moments when no verb is there to take them -----------------------------------------------------------
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_ctrl_c_while_the_command_line_is_imported_is_130_and_no_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    done = command("config", "show", env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (exits.INTERRUPTED, "")
+
+
+def test_a_ctrl_c_after_the_verb_ends_the_process_at_once_and_without_a_traceback():
+    prepared = "import signal, sys, resilience_cli.main as m; sys.argv[1:] = ['--version']"
+    done = python(f"{prepared}; m._flushed = lambda code: signal.raise_signal(signal.SIGINT); m.main()")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_sigterm_while_an_error_is_explained_is_143_and_no_traceback():
+    prepared = "import signal, resilience_cli.main as m; m.cli.main = lambda **_: 1 / 0"
+    done = python(f"{prepared}; m._explained = lambda error: signal.raise_signal(signal.SIGTERM); m.main()")
+    assert (done.returncode, done.stderr) == (exits.TERMINATED, "")
+
+
+def test_a_sigterm_while_exec_says_why_it_refuses_is_143_and_no_traceback():
+    prepared = "import signal, sys, resilience_cli.main as m, resilience_cli.execute.command as c"
+    refusing = (
+        "from resilience_cli.execute import guard; guard.Lock = lambda name: (_ for _ in ()).throw(guard.Refused())"
+    )
+    run_it = "c.say = lambda text: signal.raise_signal(signal.SIGTERM); m.main()"
+    done = python(f"{prepared}; sys.argv[1:] = ['exec', '--lock', 'x', 'true']; {refusing}; {run_it}")
+    assert (done.returncode, done.stderr) == (exits.TERMINATED, "")
