@@ -1,14 +1,17 @@
 """A request ends at its deadline wherever it hangs, and its session is fit for the next one."""
 
+import gc
 import threading
 
 import pytest
 import requests
+from urllib3.connection import HTTPConnection
 
 from resilience import DeadlineExceeded, classify, deadline
 from resilience.core.clock import SYSTEM
 from resilience.integrations.requests import DeadlineAdapter
 from resilience.testing import BlackHole, DeadPort, FaultServer
+from resilience.workers.ledger import LEDGER
 
 
 @pytest.fixture
@@ -135,3 +138,52 @@ def test_many_threads_share_a_session_and_nothing_is_cut_by_mistake(server, sess
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def open_connections():
+    return LEDGER.alive().get("connection", {}).get("requests", 0)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_streamed_answers_that_are_dropped_unread_are_closed_at_once(server, session):
+    gc.collect()
+    gc.disable()
+    try:
+        with deadline(60.0):
+            for _ in range(5):
+                session.get(f"{server.url}/ok", stream=True)
+        assert open_connections() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_one_that_the_collector_finds_is_closed_too(server, session):
+    with deadline(60.0):
+        response = session.get(f"{server.url}/ok", stream=True)
+    response.itself = response
+    del response
+    gc.collect()
+    assert open_connections() == 0
+
+
+def test_a_ctrl_c_within_a_request_closes_its_connection_at_once(server, session, monkeypatch):
+    def interrupted(connection):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HTTPConnection, "getresponse", interrupted)
+    with deadline(60.0), pytest.raises(KeyboardInterrupt):
+        session.get(f"{server.url}/ok")
+    assert open_connections() == 0
+
+
+def test_a_body_read_to_its_end_ends_its_deadline_and_its_connection(session):
+    def last_words(request, connection):
+        connection.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nall")
+
+    with FaultServer(behave=last_words) as server, deadline(0.3) as context:
+        response = session.get(server.url, stream=True)
+        assert response.raw.read() == b"all"
+        assert open_connections() == 0
+        context.clock.sleep(0.4)
+        assert response.raw.read() == b""

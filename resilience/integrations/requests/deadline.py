@@ -7,6 +7,7 @@ the caller's thread; a connection that was cut never goes back to its pool.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
@@ -75,16 +76,17 @@ class DeadlineAdapter(HTTPAdapter):
         token = scope_of_call.set(scope)
         try:
             response = super().send(request, *args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             scope.detach()
-            if scope.expired and not isinstance(error, DeadlineExceeded):
+            if scope.expired and isinstance(error, Exception) and not isinstance(error, DeadlineExceeded):
                 raise scope.error() from error
             raise
         finally:
             scope_of_call.reset(token)
         scope.phase = "body"
-        response.raw.scope = scope  # type: ignore[union-attr]  # for who gives a streamed body another deadline
-        _guard(response.raw, scope)
+        raw: Any = response.raw
+        raw.scope = scope
+        raw.__class__ = _guarded_class(raw.__class__)
         return response
 
     def _new_scope(self, request: PreparedRequest) -> Scope | None:
@@ -103,47 +105,65 @@ class DeadlineAdapter(HTTPAdapter):
         return scope
 
 
-def _guard(raw: Any, scope: Scope) -> None:
-    """Lets every way to read the body raise `DeadlineExceeded` when the socket was shut under it."""
+class _Guarded:
+    """What a body is given on top: every way to read it raises `DeadlineExceeded` when the socket was shut under it."""
 
-    def guarded(read: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                data = read(*args, **kwargs)
-            except Exception as error:
-                raise_if_expired(error)
-                raise
-            raise_if_expired(None)
-            return data
+    scope: Scope
+    closed: bool
+    connection: Any
 
-        return call
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        return self._guarded(super().read, args, kwargs)  # type: ignore[misc]  # of urllib3's response
 
-    def raise_if_expired(error: Exception | None) -> None:
-        if scope.expired:
-            raw.close()
-            raise scope.error() from error
-        if error is not None:  # the connection is closed: nobody reads from it any more
-            scope.detach()
+    def read1(self, *args: Any, **kwargs: Any) -> Any:
+        return self._guarded(super().read1, args, kwargs)  # type: ignore[misc]  # of urllib3's response
 
-    stream, close = raw.stream, raw.close
-
-    def guarded_stream(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+    def _guarded(self, read: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:
-            yield from stream(*args, **kwargs)
-        except Exception as error:
-            raise_if_expired(error)
+            data = read(*args, **kwargs)
+        except BaseException as error:
+            self._give_up(error)
             raise
-        raise_if_expired(None)
-        scope.detach()
+        self._judge(None)
+        if self.closed:  # there is no more to come
+            self.scope.detach()
+        return data
 
-    def guarded_close() -> None:
-        close()
-        scope.detach()
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        try:
+            yield from super().stream(*args, **kwargs)  # type: ignore[misc]  # of urllib3's response
+        except Exception as error:
+            self._give_up(error)
+            raise
+        self._judge(None)
+        self.scope.detach()
 
-    raw.stream, raw.close = guarded_stream, guarded_close
-    raw.read = guarded(raw.read)
-    if hasattr(raw, "read1"):
-        raw.read1 = guarded(raw.read1)
+    def _judge(self, error: Exception | None) -> None:
+        if self.scope.expired:
+            self.close()
+            raise self.scope.error() from error
+
+    def _give_up(self, error: BaseException) -> None:
+        """The connection is closed: nobody reads from it any more."""
+        if isinstance(error, Exception):
+            self._judge(error)
+        self.scope.detach()
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]  # of urllib3's response
+        self.scope.detach()
+
+    def __del__(self) -> None:
+        self.scope.detach()
+        if self.connection is not None and not self.closed:
+            self.connection.watched = None  # it was dropped unread, which its own finalizer tells of
+        super().__del__()  # type: ignore[misc]  # of urllib3's response
+
+
+@functools.cache
+def _guarded_class(kind: Any) -> Any:
+    """The class of responses `kind` under a deadline. No closures on the instance: dropped ones go at once."""
+    return type(kind.__name__, (_Guarded, kind), {})
 
 
 def _without_secrets(url: str) -> str:
