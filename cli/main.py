@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from . import exits
-from .streams import open_standard_streams, silence_stdout
+from .streams import is_unread, open_standard_streams, silence_stdout
 
 # verb -> (module, attribute, one line of help)
 VERBS = {
@@ -109,9 +110,13 @@ def run(argv: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     except SystemExit as ended:
+        if ended.code == 1 and is_unread():  # what click makes of a help that nobody reads
+            silence_stdout()
+            return exits.OK
         return ended.code if isinstance(ended.code, int) else exits.NO
     except click.ClickException as refused:
-        refused.show()
+        with suppress(OSError):  # a full or closed stderr
+            refused.show()
         return exits.USAGE if isinstance(refused, click.UsageError) else refused.exit_code
     except BrokenPipeError:
         silence_stdout()

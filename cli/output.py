@@ -21,26 +21,36 @@ class OutputError(Exception):
     """What was to be written cannot be: exit code 74."""
 
 
-def emit(text: str) -> None:
-    """Writes a line of data to stdout."""
+def emit(text: str) -> bool:
+    """Writes a line for people to stdout; False where nobody reads it, which is no reason to end with another code."""
+    return _write(text.translate(_UNPRINTABLE))
+
+
+def emit_json(data: Any) -> bool:
+    """Writes one JSON document to stdout; False where nobody reads it."""
+    return _write(json.dumps(data, indent=2, default=str))
+
+
+def emit_line(data: Any) -> bool:
+    """Writes one JSON object on a line of its own to stdout; False where nobody reads it."""
+    return _write(json.dumps(data, default=str))
+
+
+def _write(text: str) -> bool:
     try:
-        sys.stdout.write(text + "\n")
+        try:
+            sys.stdout.write(text + "\n")
+        except UnicodeEncodeError:  # a name that is no text, or a terminal without these letters
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        silence_stdout()
+        return False
     except OSError as error:
         silence_stdout()  # what is left in the buffer would fail once more at the end
         raise OutputError(f"cannot write to standard output: {error.strerror or error}") from error
-
-
-def emit_json(data: Any) -> None:
-    """Writes one JSON document to stdout."""
-    emit(json.dumps(data, indent=2, default=str))
-
-
-def emit_line(data: Any) -> None:
-    """Writes one JSON object on a line of its own to stdout."""
-    emit(json.dumps(data, default=str))
+    return True
 
 
 def one_format(as_json: bool, nl: bool) -> None:

@@ -21,6 +21,18 @@ def open_standard_streams() -> None:
             setattr(sys, name, stream)
 
 
+def is_unread() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    import select
+
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
 def silence_stdout() -> None:
     """Lets everything written to stdout from now on go nowhere, with what is in its buffer."""
     try:

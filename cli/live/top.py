@@ -102,13 +102,14 @@ def _once(view: View, *, dump: bool, as_json: bool, nl: bool) -> int:
 def _stream(view: View, interval: float) -> int:
     from resilience.core.clock import SYSTEM
 
-    emit_line(view.look())
-    while True:
+    is_read = emit_line(view.look())
+    while is_read:
         SYSTEM.sleep(interval)
         try:
-            emit_line(view.look())
+            is_read = emit_line(view.look())
         except Unreachable:  # it has ended, and so has this
-            return exits.OK
+            break
+    return exits.OK
 
 
 def _live(view: View, interval: float) -> int:

@@ -1,5 +1,6 @@
 """The frame of the command line: verbs, exit codes, and no traceback whatever happens."""
 
+import json
 import os
 import signal
 import subprocess
@@ -60,12 +61,47 @@ def test_a_full_disk_is_74_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_pipe_is_quiet():
-    done = subprocess.run(
-        f"{sys.executable} -m resilience_cli config show | true", shell=True, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
-    assert done.stderr == ""
+@pytest.fixture
+def unread():
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+def with_streams(*arguments, **streams):
+    command = [sys.executable, "-m", "resilience_cli", *arguments]
+    return subprocess.run(command, text=True, timeout=60, check=False, **{"stderr": subprocess.PIPE, **streams})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["config", "show"], exits.OK),
+        (["--help"], exits.OK),
+        (["probe", "tcp://127.0.0.1:0"], exits.NO),
+        (["probe", "tcp://127.0.0.1:0", "--json"], exits.NO),
+        (["top", str(os.getpid()), "--nl", "--interval", "10ms"], exits.OK),
+    ],
+)
+def test_where_nobody_reads_the_exit_code_is_the_same(arguments, code, unread):
+    done = with_streams(*arguments, stdout=unread)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("place", ["full", "unread"])
+def test_a_usage_error_that_nobody_can_be_told_is_one_all_the_same(place, unread):
+    with open("/dev/full", "w") as full:
+        done = with_streams("collect", "no-such-file", stderr=full if place == "full" else unread)
+    assert done.returncode == exits.USAGE
+
+
+def test_what_the_terminal_has_no_letters_for_is_shown_escaped():
+    done = command("probe", "tcp://h\u00e9:0", os.fsdecode(b"tcp://\xff:0"), env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == exits.NO
+    assert "tcp://h\\xe9:0" in done.stdout
+    assert "tcp://\\udcff:0" in done.stdout
 
 
 def test_a_bad_configuration_is_78_and_names_the_variable():
@@ -107,8 +143,15 @@ def test_passwords_are_never_shown():
 
 
 def test_what_a_server_says_never_commands_the_terminal(capsys):
-    output.say("404 \x1b[31mRED\x1b[0m\r\x9b2J\ttab\nline")
-    assert capsys.readouterr().err == "404 \\x1b[31mRED\\x1b[0m\\x0d\\x9b2J\ttab\nline\n"
+    for show in (output.say, output.emit):
+        show("404 \x1b[31mRED\x1b[0m\r\x9b2J\ttab\nline")
+    out, err = capsys.readouterr()
+    assert out == err == "404 \\x1b[31mRED\\x1b[0m\\x0d\\x9b2J\ttab\nline\n"
+
+
+def test_json_stays_json(capsys):
+    output.emit_line({"text": "\x7f\x1b"})
+    assert json.loads(capsys.readouterr().out) == {"text": "\x7f\x1b"}
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
