@@ -314,17 +314,24 @@ class ErrorRecoveryManager:
         require_seconds("grace", grace)
         if self._closed:
             return
-        self._end(grace)
-        if self._store is not None:
-            from .stores.opening import done_with
+        try:
+            self._end(grace)
+        finally:
+            if self._store is not None:
+                from .stores.opening import done_with
 
-            done_with(self._store, self)
+                done_with(self._store, self)
 
     def _end(self, grace: float) -> None:
         self._closed = True
         self._forget_shutdown()
         self._close_lanes()
-        self.timeouts.shutdown(grace=grace)
+        try:
+            self.timeouts.shutdown(grace=grace)
+        finally:  # a Ctrl-C cuts the wait for running calls short, not the end
+            self._end_parts()
+
+    def _end_parts(self) -> None:
         if self._account is not None:
             self._account.close()
         self.watch.stop()

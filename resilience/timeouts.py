@@ -223,12 +223,14 @@ class TimeoutManager:
         require_seconds("grace", grace)
         self.closed = True
         end = SYSTEM.monotonic() + grace
-        with self._ended:
-            while self._active and SYSTEM.monotonic() < end:
-                SYSTEM.wait(self._ended, end - SYSTEM.monotonic())
-        self.cancel_all_operations("shutdown")
-        for workers in list(self._workers.values()):
-            workers.shutdown(wait=False, cancel_futures=True)
+        try:
+            with self._ended:
+                while self._active and SYSTEM.monotonic() < end:
+                    SYSTEM.wait(self._ended, end - SYSTEM.monotonic())
+        finally:  # a Ctrl-C cuts the wait short, not the end
+            self.cancel_all_operations("shutdown")
+            for workers in list(self._workers.values()):
+                workers.shutdown(wait=False, cancel_futures=True)
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 

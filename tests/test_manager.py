@@ -7,6 +7,7 @@ import operator
 import os
 import threading
 import warnings
+import weakref
 
 import pytest
 
@@ -19,14 +20,18 @@ from resilience import (
     ConfigError,
     DeadlineExceeded,
     ErrorRecoveryManager,
+    OperationCancelled,
     RateLimiter,
     RateLimitExceeded,
+    ResourceType,
     RetryPolicy,
     ShutdownInProgress,
+    SystemClock,
     current,
 )
 from resilience.core import lifecycle
-from resilience.testing import Flaky, ManualClock, eventually
+from resilience.stores.memory import MemoryStore
+from resilience.testing import Flaky, Gate, ManualClock, eventually
 from resilience.workers.ledger import LEDGER
 
 NO_WAIT = RetryPolicy(max_retries=2, base_delay=0.0, jitter=False)
@@ -342,6 +347,29 @@ def test_a_shutdown_that_begins_in_a_forked_child_reaches_the_functions_protecte
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert protected() == 0
+
+
+def test_a_ctrl_c_during_close_cuts_the_wait_for_calls_short_and_nothing_else(monkeypatch):
+    class Interrupting(SystemClock):
+        def wait(self, condition, timeout):
+            raise KeyboardInterrupt
+
+    cleaned, store, outcome = [], MemoryStore(), []
+    manager = ErrorRecoveryManager(store=store)
+    store.users = weakref.WeakSet([manager])  # as of one that was opened for a URL
+    manager.resources.register_resource("file", ResourceType.FILE, lambda: cleaned.append("file"))
+    gate = Gate()
+    caller = threading.Thread(target=lambda: outcome.append(manager.execute_with_recovery("job", gate).error))
+    caller.start()
+    assert gate.arrived()
+    monkeypatch.setattr("resilience.timeouts.SYSTEM", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        manager.close()
+    caller.join(30)
+    gate.open()
+    assert [type(error) for error in outcome] == [OperationCancelled]
+    assert cleaned == ["file"]
+    assert store.closed
 
 
 def test_critical_marks_an_operation_also_without_decorating(manager):
