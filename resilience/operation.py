@@ -175,12 +175,17 @@ class Operation:
         outer = ambient.current()
         context = OperationContext(self.name, self._parts.total, clock=self.clock, parent=outer)
         call.context = context
-        with self._around.timeouts.track(context):
-            try:
-                value = guarded(call)
-            except BaseException as error:
-                self._count_error(call, context, error)
-                raise
+        tracked = self._around.timeouts.track(context)
+        try:
+            with tracked:
+                try:
+                    value = guarded(call)
+                except BaseException as error:
+                    self._count_error(call, context, error)
+                    raise
+        except BaseException as error:
+            tracked.leave(error)
+            raise
         self._count_value(call, context)
         return value
 
@@ -222,12 +227,17 @@ class Operation:
             )
         call.context = context
         call.started = started
-        with self._around.timeouts.track(context):
-            try:
-                value = lane.remainder(self)(call)
-            except BaseException as error:
-                self._count_error(call, context, error)
-                raise
+        tracked = self._around.timeouts.track(context)
+        try:
+            with tracked:
+                try:
+                    value = lane.remainder(self)(call)
+                except BaseException as error:
+                    self._count_error(call, context, error)
+                    raise
+        except BaseException as error:
+            tracked.leave(error)
+            raise
         self._count_value(call, context)
         return value
 
@@ -269,5 +279,6 @@ class Operation:
         if not record.operation:
             record.operation = self.name
             attach(error, record)
-        if not any(repr(self.name) in note for note in getattr(error, "__notes__", ())):
+        # a list: the end of a generator would swallow a Ctrl-C
+        if not [note for note in getattr(error, "__notes__", ()) if repr(self.name) in note]:
             add_note(error, f"in operation {self.name!r}")

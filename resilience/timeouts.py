@@ -9,7 +9,7 @@ from .agent.sources import of_timeouts
 from .config.model import TIMEOUT_DEFAULTS, timeout_of
 from .core import ambient
 from .core.clock import SYSTEM
-from .core.context import OperationContext
+from .core.context import OperationContext, innermost
 from .core.errors import ConfigError, DeadlineExceeded, OperationCancelled, ShutdownInProgress, require_seconds
 from .core.forks import afresh_in_children
 from .core.stacks import stacks_of
@@ -48,23 +48,39 @@ class ActiveOperation:
 class _Tracked:
     """An operation for the length of a `with` block: its context is current, and it is active."""
 
-    __slots__ = ("context", "manager", "thread")
+    __slots__ = ("context", "manager", "outside", "thread")
 
     def __init__(self, manager: TimeoutManager, context: OperationContext) -> None:
         self.manager = manager
         self.context = context
+        self.outside: Any = self  # what was current before it; itself as long as it was not entered
         self.thread: int | None = None
 
     def __enter__(self) -> OperationContext:
         self.thread = threading.get_ident()
-        self.manager._enter(self)
-        return self.context.__enter__()
+        try:
+            self.manager._enter(self)
+            self.outside = innermost.get()
+            return self.context.__enter__()
+        except BaseException as error:  # refused, or a Ctrl-C on the way in
+            self.manager._leave(self.context, error)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.context.__exit__(kind, error, trace)
-        self.manager._leave(self, error)
+        manager = self.manager
+        try:
+            innermost.reset(self.context._token)
+        finally:  # single calls: a Ctrl-C falls before or after what they do
+            if manager._active.pop(self.context, None) is not None:
+                manager._count_end(self.context, error)
+
+    def leave(self, error: BaseException) -> None:
+        """Leaves it for certain: a Ctrl-C may have fallen where `__exit__` began. Harmless once it is left."""
+        if self.outside is not self:
+            innermost.set(self.outside)
+        self.manager._leave(self.context, error)
 
 
 class TimeoutManager:
@@ -153,7 +169,7 @@ class TimeoutManager:
         tracked = self._find(operation_id)
         if tracked is None:
             return False
-        self._leave(tracked, None)
+        self._leave(tracked.context, None)
         return True
 
     def execute_with_timeout(
@@ -208,7 +224,7 @@ class TimeoutManager:
     def active_contexts(self) -> list[tuple[OperationContext, int | None]]:
         """The contexts of what runs now, each with the thread that entered it, where there is one."""
         with self._lock:
-            return [(tracked.context, tracked.thread) for tracked in self._active.values()]
+            return [(tracked.context, tracked.thread) for tracked in list(self._active.values())]
 
     def operation_stats(self) -> dict[str, dict[str, int]]:
         """By kind: started, completed, failed, timed_out, cancelled and active."""
@@ -249,7 +265,11 @@ class TimeoutManager:
             self._active[tracked.context] = tracked
             self._counts_of(tracked.context.operation)["started"] += 1
 
-    def _leave(self, tracked: _Tracked, error: BaseException | None) -> None:
+    def _leave(self, context: OperationContext, error: BaseException | None) -> None:
+        if self._active.pop(context, None) is not None:
+            self._count_end(context, error)
+
+    def _count_end(self, context: OperationContext, error: BaseException | None) -> None:
         if error is None:
             outcome = "completed"
         elif isinstance(error, DeadlineExceeded):
@@ -259,9 +279,8 @@ class TimeoutManager:
         else:
             outcome = "failed"
         with self._ended:
-            if self._active.pop(tracked.context, None) is not None:
-                self._counts_of(tracked.context.operation)[outcome] += 1
-                self._ended.notify_all()
+            self._counts_of(context.operation)[outcome] += 1
+            self._ended.notify_all()
 
     def _counts_of(self, kind: str) -> dict[str, int]:
         return self._counts.setdefault(

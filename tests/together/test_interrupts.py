@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import sys
+from contextvars import copy_context
 
 import pytest
 
@@ -17,7 +18,9 @@ from resilience import (
     ErrorRecoveryManager,
     Pipeline,
     RateLimiter,
+    RetryPolicy,
     Timeout,
+    TimeoutManager,
     current,
     deadline,
 )
@@ -86,6 +89,52 @@ def test_a_ctrl_c_at_any_point_of_a_call_leaves_nothing_taken(make):
                 break
     assert number > 3
     print(f"{make.__name__}: {number - 1} points")
+
+
+def untimed(manager):
+    manager.register_timeout("x", None)
+    return lambda: manager.execute_with_retry("x", int)
+
+
+def failing(manager):
+    manager.register_timeout("x", None)
+    manager.register_retry_policy("x", RetryPolicy(max_retries=0))
+    return lambda: manager.execute_with_recovery("x", int, "no number")
+
+
+@pytest.mark.parametrize("make", [untimed, failing])
+def test_a_ctrl_c_at_any_point_of_a_call_leaves_no_operation_active_and_none_in_force(make):
+    with ErrorRecoveryManager() as manager:
+        call = make(manager)
+        call()
+
+        def scene(number):
+            was_interrupted = interrupted_at(number, call)
+            assert manager.timeouts.active_operations() == [], number
+            assert current() is None, number
+            return was_interrupted
+
+        points(scene)
+
+
+def test_a_ctrl_c_within_an_operation_block_leaves_it():
+    timeouts = TimeoutManager()
+
+    def block():
+        with timeouts.operation("x"):
+            pass
+
+    left_behind = []
+    for number in itertools.count(1):
+        was_interrupted = copy_context().run(interrupted_at, number, block)
+        left_behind += timeouts.active_operations()
+        timeouts.cancel_all_operations()
+        for active in timeouts.active_operations():
+            timeouts.complete_operation(active.id)
+        if not was_interrupted:
+            break
+    assert number > 20
+    assert len(left_behind) <= 1  # where its `__exit__` begins, nothing of it has run
 
 
 def test_a_ctrl_c_on_the_way_into_a_deadline_leaves_none_in_force():
