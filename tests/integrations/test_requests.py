@@ -140,6 +140,23 @@ def test_many_threads_share_a_session_and_nothing_is_cut_by_mistake(server, sess
     assert failures == []
 
 
+def test_the_wait_for_a_connection_of_a_blocking_pool_ends_at_the_deadline(server):
+    with requests.Session() as session:
+        session.mount("http://", DeadlineAdapter(pool_block=True, pool_maxsize=1))
+        taken = session.get(f"{server.url}/ok", stream=True)
+        back = threading.Timer(8.0, taken.close)  # rather than to hang
+        back.start()
+        begun = SYSTEM.monotonic()
+        with pytest.raises(DeadlineExceeded) as caught, deadline(0.2):
+            session.get(f"{server.url}/ok")
+        assert SYSTEM.monotonic() - begun < 5.0
+        assert (caught.value.http_phase, caught.value.outcome) == ("pool", "not_sent")
+        back.cancel()
+        assert taken.content
+        with deadline(10.0):
+            assert session.get(f"{server.url}/ok").ok
+
+
 def open_connections():
     return LEDGER.alive().get("connection", {}).get("requests", 0)
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, NameResolutionError, NewConnectionError
 
+from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded
 from ...workers.ledger import LEDGER, registered
 from ...workers.resolver import literal, resolve
@@ -151,10 +152,26 @@ class _Releasing:
 
     owner: str
     register: Register | None
+    block: bool
 
     def _new_conn(self) -> Any:
         conn = super()._new_conn()  # type: ignore[misc]  # of urllib3's pool
         conn.owner, conn.register = self.owner, self.register
+        return conn
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        scope = scope_of_call.get() if self.block else None
+        if scope is None:
+            return super()._get_conn(timeout)  # type: ignore[misc]  # of urllib3's pool
+        scope.phase = "pool"
+        left = max(0.0, scope.until - SYSTEM.monotonic())
+        is_longer = timeout is None or timeout >= left
+        try:
+            conn = super()._get_conn(left if is_longer else timeout)  # type: ignore[misc]  # of urllib3's pool
+        except EmptyPoolError:  # urllib3 puts a connection back after any other error
+            scope.expired = scope.expired or is_longer
+            raise
+        scope.phase = "connect"
         return conn
 
     def _put_conn(self, conn: Any) -> None:

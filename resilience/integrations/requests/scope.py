@@ -13,8 +13,8 @@ from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded
 from ...workers.watchdog import WATCHDOG
 
-OUTCOMES = {"dns": "not_sent", "connect": "not_sent", "tls": "not_sent", "send": "unknown", "headers": "unknown",
-            "body": "partial"}  # fmt: skip
+OUTCOMES = {"pool": "not_sent", "dns": "not_sent", "connect": "not_sent", "tls": "not_sent", "send": "unknown",
+            "headers": "unknown", "body": "partial"}  # fmt: skip
 scope_of_call: ContextVar[Scope | None] = ContextVar("resilience_http_scope", default=None)
 
 
@@ -92,7 +92,8 @@ class Scope:
     def error(self) -> DeadlineExceeded:
         """The error that says in which phase the time was over."""
         elapsed = SYSTEM.monotonic() - self.started
-        what = {"dns": "resolving the name", "connect": "connecting", "tls": "in the TLS handshake"}
+        what = {"pool": "waiting for a connection of the pool", "dns": "resolving the name", "connect": "connecting",
+                "tls": "in the TLS handshake"}  # fmt: skip
         message = f"{self.name} exceeded its deadline of {self.seconds:.3g} s after {elapsed:.3g} s, "
         message += what.get(self.phase, f"waiting for the {self.phase}" if self.phase != "send" else "sending")
         error = DeadlineExceeded(
