@@ -1,7 +1,11 @@
 """A request ends at its deadline wherever it hangs, and its session is fit for the next one."""
 
 import gc
+import importlib.util
+import socket
+import sys
 import threading
+import types
 
 import pytest
 import requests
@@ -155,6 +159,38 @@ def test_the_wait_for_a_connection_of_a_blocking_pool_ends_at_the_deadline(serve
         assert taken.content
         with deadline(10.0):
             assert session.get(f"{server.url}/ok").ok
+
+
+@pytest.fixture
+def socks(server, monkeypatch):
+    """A stand-in for PySocks, whose proxy leads to the server; gives the time limits it was asked to keep."""
+    limits = []
+
+    def create_connection(destination, timeout=None, **settings):
+        limits.append(timeout)
+        return socket.create_connection((server.host, server.port))
+
+    stand_in = types.ModuleType("socks")
+    stand_in.PROXY_TYPE_SOCKS4, stand_in.PROXY_TYPE_SOCKS5, stand_in.ProxyError = 1, 2, OSError
+    stand_in.create_connection, stand_in.socksocket = create_connection, socket.socket
+    monkeypatch.setitem(sys.modules, "socks", stand_in)
+    spec = importlib.util.find_spec("urllib3.contrib.socks")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", module.SOCKSProxyManager)
+    return limits
+
+
+def test_requests_through_a_socks_proxy_keep_the_deadline(session, socks):
+    proxies = {"http": "socks5h://localhost:1080"}
+    assert session.get("http://behind.invalid/ok", proxies=proxies).ok
+    with deadline(0.3):
+        assert session.get("http://also-behind.invalid/ok", proxies=proxies).ok
+        with pytest.raises(DeadlineExceeded) as caught:
+            session.get("http://also-behind.invalid/silent", proxies=proxies)
+    assert caught.value.http_phase == "headers"
+    assert len(socks) == 2
+    assert 0 < socks[1] <= 0.3
 
 
 def open_connections():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, HTTPError, NameResolutionError, NewConnectionError
 
 from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded
@@ -144,6 +144,21 @@ class _TLSConnection(_Watched, HTTPSConnection):
     """HTTP over TLS."""
 
 
+class _Proxied(_Watched):
+    """Through a proxy that has connections of its own kind (SOCKS): they connect themselves, in the time left."""
+
+    def _connect_within(self, scope: Scope) -> socket.socket:
+        scope.phase = "connect"
+        own, self.timeout = self.timeout, self._limit(scope)
+        try:
+            return super()._connect(None)
+        except HTTPError:
+            scope.remaining()
+            raise
+        finally:
+            self.timeout = own
+
+
 _Connection.__name__, _TLSConnection.__name__ = "HTTPConnection", "HTTPSConnection"  # urllib3's errors show it
 
 
@@ -190,10 +205,20 @@ class _TLSPool(_Releasing, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
-def pool_classes(owner: str, register: Register | None) -> dict[str, Any]:
-    """Pools whose connections are the `owner`'s in the ledger, and where `register` says so."""
+def pool_classes(owner: str, register: Register | None, kinds: Any = None) -> dict[str, Any]:
+    """Pools whose connections are the `owner`'s in the ledger, and where `register` says so.
+
+    `kinds` are the pools by scheme of a proxy whose connections connect themselves.
+    """
     books = {"owner": owner, "register": register and staticmethod(register)}
+    if kinds is not None:
+        return {scheme: _proxied_class(kind, books) for scheme, kind in kinds.items()}
     return {
         "http": type("HTTPConnectionPool", (_Pool,), books),  # urllib3's errors show the name
         "https": type("HTTPSConnectionPool", (_TLSPool,), books),
     }
+
+
+def _proxied_class(kind: Any, books: dict[str, Any]) -> Any:
+    connection = type(kind.ConnectionCls.__name__, (_Proxied, kind.ConnectionCls), {})
+    return type(kind.__name__, (_Releasing, kind), {**books, "ConnectionCls": connection})

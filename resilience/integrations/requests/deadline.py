@@ -64,9 +64,12 @@ class DeadlineAdapter(HTTPAdapter):
                     pool.close()
         super().close()
 
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = pool_classes(self._owner, self._register)
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        if proxy in self.proxy_manager:
+            return self.proxy_manager[proxy]
+        manager: Any = super().proxy_manager_for(proxy, **kwargs)
+        kinds = manager.pool_classes_by_scheme if proxy.lower().startswith("socks") else None
+        manager.pool_classes_by_scheme = pool_classes(self._owner, self._register, kinds)
         return manager
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
