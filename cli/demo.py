@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .collect.inputs import Listing
     from .collect.job import Job
 
+LOCAL = "127.0.0.1"
 URLS = 10  # for each host
 SEED = 7
 FLAKY = 0.3
@@ -44,6 +46,7 @@ def demo() -> int:
     from .collect.command import log_to_stderr
 
     log_to_stderr(False)
+    os.environ["no_proxy"] = LOCAL  # where the environment names a proxy, it is not one to the hosts in this process
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="resilience-demo-")))
         hosts = stack.enter_context(_six_hosts())
@@ -143,6 +146,9 @@ def _plain_loop(urls: list[str]) -> str:
     for url in urls:
         try:
             answer = requests.get(url, timeout=PLAIN_TIMEOUT)
+        except requests.Timeout:
+            errors["timed out"] += 1
+            continue
         except requests.ConnectionError:
             errors["refused"] += 1
             continue

@@ -1,14 +1,17 @@
 """The demo runs as it is shown: no network, real numbers, exit code 0."""
 
+import os
 import re
 import subprocess
 import sys
 
 
 def test_the_demo_fetches_what_can_be_fetched_and_resumes_the_rest(tmp_path):
+    behind_a_proxy = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     run = subprocess.run(
-        [sys.executable, "-m", "resilience_cli", "demo"], capture_output=True, text=True, timeout=60, cwd=tmp_path
-    )
+        [sys.executable, "-m", "resilience_cli", "demo"], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=behind_a_proxy,
+    )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     plain, first, second = re.split(r"\[[23]/3\]", run.stdout)
     fetched = int(re.search(r"(\d+)/60 in", plain).group(1))
