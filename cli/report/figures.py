@@ -33,7 +33,7 @@ class Figures:
         finals = [record for record in records if record is not None and isinstance(record.get("ok"), bool)]
         for record in finals:
             self._add_final(record)
-        last = {record.get("key", record.get("url")): record["ok"] for record in finals}
+        last = {str(record.get("key", record.get("url"))): record["ok"] for record in finals}
         self.sources.append(
             {"journal": path, "records": len(finals), "items": len(last), "ok": sum(last.values()),
              "torn": sum(record is None for record in records)}
@@ -55,7 +55,7 @@ class Figures:
             if isinstance(elapsed := record.get("elapsed_s"), (int, float)):
                 self._durations[host].add(elapsed)
         if not record["ok"]:
-            at = record.get("at")
+            at = record.get("at") if isinstance(record.get("at"), (int, float)) else None
             category = str(record.get("category") or "transient")
             kind = str(record["status"]) if record.get("status") else error.partition(":")[0].partition(" ")[0]
             self._group(category, kind, normalised(error), host, 1, at, at, str(record.get("url", "")))
