@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+LONGEST = 1e9  # seconds: 30 years, for no clock and no socket takes a much longer wait
+
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in stubs only
     """A duration such as 100ms, 5s or 1m30s; a bare number is seconds."""
@@ -27,4 +29,4 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in stubs o
             self.fail(str(error), param, ctx)
         if self._positive and seconds <= 0:
             self.fail(f"{value!r} is not above 0, as 5s is", param, ctx)
-        return seconds
+        return min(seconds, LONGEST)

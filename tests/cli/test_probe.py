@@ -138,6 +138,13 @@ def test_whoever_waits_can_be_interrupted(silent, number, code):
             assert process.stderr.read().strip() == ""
 
 
+def test_a_time_limit_beyond_all_clocks_is_none(capsys):
+    with FaultServer() as server:
+        assert (
+            run(["probe", "-q", server.url + "/ok", "--timeout", "1000000000000", "--wait", "300000000h"]) == exits.OK
+        )
+
+
 def test_nagios_gets_one_line_and_its_codes(capsys):
     with FaultServer() as server:
         assert run(["probe", "--nagios", server.url + "/ok"]) == 0
