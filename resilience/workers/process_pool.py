@@ -1,6 +1,7 @@
 """The worker processes of one set: taken for a call, given back after it, ended when worn out, idle or lost.
 
-Who finds no idle worker and no place for a new one waits in a queue, in order.
+Who finds no idle worker and no place for a new one waits in a queue, in order. A Ctrl-C comes where a function begins
+or one written in C has returned: what a call has is noted in its turn, with nothing of the kind in between.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from ..core.clock import SYSTEM
 from .ledger import LEDGER, Abandoned, registered
 from .process_child import ChildSettings
+from .thread_task import locked
 from .watchdog import WATCHDOG
 from .worker_process import POLL, Interrupted, WorkerProcess
 
@@ -25,21 +27,23 @@ if TYPE_CHECKING:
     from .process_wait import Interrupter, Limit
 
 
-class _Ticket:
-    """A call that waits for a worker: `lock` is released when it has one, may start one, or is interrupted."""
+class Turn:
+    """What a call has of a pool: a place from `granted` on, and a `worker` once one is in it.
+
+    In the queue `lock` is released when it has a worker, may start one, or is interrupted.
+    """
 
     __slots__ = ("granted", "interrupted", "lock", "worker")
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
-        self.worker: WorkerProcess | None = None
-        self.granted = False
+    def __init__(self, worker: WorkerProcess | None = None) -> None:
+        self.lock: Any = None
+        self.worker = worker
+        self.granted = worker is not None
         self.interrupted = False
 
 
 class ProcessPool:
-    """At most `max_workers` processes, started when needed; who takes one gives it back or loses it.
+    """At most `max_workers` processes, started when needed; who takes one gives it back or loses it, or leaves.
 
     Safe to use from any thread; in a forked child `forget()` comes first.
     """
@@ -73,118 +77,140 @@ class ProcessPool:
     def _fresh(self) -> None:
         self._lock = threading.Lock()
         self.idle: list[WorkerProcess] = []
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[Turn] = deque()
         self._places = 0  # taken: by workers, and by calls that are just starting one
         self._undead: list[tuple[WorkerProcess, Abandoned]] = []
         self.is_closed = False
         self._pruning = False
 
-    def take(self, limit: Limit, interrupter: Interrupter, inherited: Any) -> WorkerProcess:
-        """An idle worker, or a new one where there is room, or the next that is given back."""
-        worker = ticket = None
+    def take(self, turn: Turn, limit: Limit, interrupter: Interrupter, inherited: Any) -> None:
+        """Gives the turn an idle worker, or a new one where there is room, or the next that is given back.
+
+        After an exception, here or later, `leave(turn)` gives back what it has.
+        """
         if self._undead:
             self.count_undead()
         with self._lock:
             if self.is_closed:
                 raise RuntimeError(f"workers of {self.name!r} are shut down")
             if self.idle and (inherited is None or self._places >= self.max_workers):
-                worker = self.idle.pop()
+                turn.worker, turn.granted = self.idle[-1], True
+                del self.idle[-1]
             elif self._places < self.max_workers:
                 self._places += 1
+                turn.granted = True
             else:
-                ticket = _Ticket()
-                self._queue.append(ticket)
-        if ticket is not None:
-            worker = self._await(ticket, limit, interrupter)
-        if worker is not None and inherited is not None:  # it has to be born with its call
+                turn.lock = locked()
+                self._queue.append(turn)
+        if not turn.granted:
+            self._await(turn, limit, interrupter)
+        if turn.worker is not None and inherited is not None:  # it has to be born with its call
+            turn.worker.end()
             with self._lock:
-                self.held.discard(worker)
-            worker.end()
-            worker = None
-        return worker or self._start(inherited)
+                self.held.discard(turn.worker)
+                turn.worker = None
+        if turn.worker is None:
+            self._start(turn, inherited)
 
-    def _await(self, ticket: _Ticket, limit: Limit, interrupter: Interrupter) -> WorkerProcess | None:
-        """Waits in the queue, in order; gives a worker, or None for a place to start one."""
+    def _await(self, turn: Turn, limit: Limit, interrupter: Interrupter) -> None:
+        """Waits in the queue, in order, for a worker or a place to start one."""
         try:
-            interrupter.aim(lambda: self._interrupt(ticket))
-            while not ticket.lock.acquire(True, _patience(limit)):
+            interrupter.aim(lambda: self._interrupt(turn))
+            while not turn.lock.acquire(True, _patience(limit)):
                 if limit.left() == 0.0:
                     break
-            if ticket.granted or not self._leave_queue(ticket):
-                return ticket.worker
-        except BaseException:  # KeyboardInterrupt: what was granted to it meanwhile is the next one's
-            if not self._leave_queue(ticket):
-                self.give(ticket.worker)
+            if turn.granted or not self._leave_queue(turn):
+                return
+        except BaseException:  # KeyboardInterrupt: what was granted to it meanwhile is unused, and the next one's
+            if not self._leave_queue(turn):
+                self.give(turn)
             raise
-        if ticket.interrupted:
+        if turn.interrupted:
             raise Interrupted
         raise limit.error(self.name, "queued")
 
-    def _interrupt(self, ticket: _Ticket) -> None:
+    def _interrupt(self, turn: Turn) -> None:
         with self._lock:
-            if not ticket.granted and not ticket.interrupted:
-                ticket.interrupted = True
-                ticket.lock.release()
+            if not turn.granted and not turn.interrupted:
+                turn.interrupted = True
+                turn.lock.release()
 
-    def _leave_queue(self, ticket: _Ticket) -> bool:
-        """Takes the ticket out of the queue; False when something has been granted to it meanwhile."""
+    def _leave_queue(self, turn: Turn) -> bool:
+        """Takes the turn out of the queue; False when something has been granted to it meanwhile."""
         with self._lock:
-            if ticket.granted:
+            if turn.granted:
                 return False
-            if ticket in self._queue:
-                self._queue.remove(ticket)
+            if turn in self._queue:
+                self._queue.remove(turn)
             return True
 
-    def _start(self, inherited: Any = None) -> WorkerProcess:
-        """A new worker, in a place that is already taken."""
+    def _start(self, turn: Turn, inherited: Any = None) -> None:
+        """A new worker, in the place of the turn."""
         settings = ChildSettings(self.name, self._memory_limit, self._max_rss, inherited)
-        try:
-            worker, owned = registered(
-                self._register, "process", f"{self.name} worker", lambda: WorkerProcess(self._start_method, settings)
-            )
-        except BaseException:
-            self.give(None)
-            raise
+        worker, owned = registered(
+            self._register, "process", f"{self.name} worker", lambda: WorkerProcess(self._start_method, settings)
+        )
+        turn.worker = worker
         worker.entry.owned = owned
         worker.wants_to_leave = inherited is not None
         with self._lock:
             self.held.add(worker)
         self._tell("worker_started", worker)
-        return worker
 
-    def give(self, worker: WorkerProcess | None) -> None:
-        """Hands a worker, or (None) a free place, to the first in the queue; nobody there: idle."""
+    def give(self, turn: Turn) -> None:
+        """Hands the worker of a turn, or its free place, to the first in the queue; nobody there: idle."""
         with self._lock:
+            worker = turn.worker
             while self._queue:
-                ticket = self._queue.popleft()
-                if not ticket.interrupted:
-                    ticket.worker, ticket.granted = worker, True
-                    ticket.lock.release()
+                first = self._queue[0]
+                del self._queue[0]
+                if not first.interrupted:
+                    first.worker, first.granted = worker, True
+                    turn.worker, turn.granted = None, False
+                    first.lock.release()
                     return
             if worker is None:
+                turn.granted = False
                 self._places -= 1
                 return
             is_late = self.is_closed  # looked at once: who closes from here on finds it among the idle and ends it
             if not is_late:
                 worker.idle_since = SYSTEM.monotonic()
-                self.idle.append(worker)
+                self.idle += [worker]
+                turn.worker, turn.granted = None, False
         if is_late:
-            self.lose(worker)
+            self.lose(turn)
         elif not self._pruning:
             self._prune_later()
 
-    def give_back(self, worker: WorkerProcess) -> None:
-        """After a call: the worker goes on, unless it is worn out."""
+    def give_back(self, turn: Turn) -> None:
+        """After a call: its worker goes on, unless it is worn out."""
+        worker = turn.worker
+        assert worker is not None
         if worker.wants_to_leave or (self._max_tasks is not None and worker.tasks >= self._max_tasks):
-            self.lose(worker)
+            self.lose(turn)
         else:
-            self.give(worker)
+            self.give(turn)
 
-    def lose(self, worker: WorkerProcess) -> bool:
-        """Ends a worker and frees its place; True when it is gone for certain."""
+    def leave(self, turn: Turn) -> None:
+        """Gives back whatever a call still has that did not come to its end; nobody else shall get its worker."""
+        if turn.lock is not None and not turn.granted:
+            self._leave_queue(turn)
+        if turn.worker is not None:
+            self.lose(turn)
+        elif turn.granted:
+            self.give(turn)
+
+    def lose(self, turn: Turn) -> bool:
+        """Ends the worker of a turn and frees its place; True when it is gone for certain."""
+        worker = turn.worker
+        assert worker is not None
         gone = False
         try:
             gone = worker.end()
+        except BaseException:  # KeyboardInterrupt, perhaps before it was killed
+            gone = worker.end()
+            raise
         finally:
             with self._lock:
                 self.held.discard(worker)
@@ -193,7 +219,8 @@ class ProcessPool:
                     worker.entry.abandon()
                     self._undead.append((worker, entry))
                     LEDGER.abandon(entry)
-            self.give(None)
+                turn.worker = None
+            self.give(turn)
         self._tell("worker_lost", worker)
         return gone
 
@@ -224,7 +251,7 @@ class ProcessPool:
             self.idle = [worker for worker in self.idle if worker not in old]
             self._pruning = bool(self.idle)
         for worker in old:
-            self.lose(worker)
+            self.lose(Turn(worker))
         if self._pruning:
             self._prune_later()
 
@@ -235,9 +262,9 @@ class ProcessPool:
             idle, self.idle = self.idle, []
             queued = list(self._queue) if drop_queued else []
         for worker in idle:
-            self.lose(worker)
-        for ticket in queued:
-            self._interrupt(ticket)
+            self.lose(Turn(worker))
+        for turn in queued:
+            self._interrupt(turn)
         while wait and self._places:
             SYSTEM.sleep(0.005)
 
@@ -248,7 +275,7 @@ class ProcessPool:
 
 
 def _patience(limit: Limit) -> float:
-    """Seconds of one wait on a ticket."""
+    """Seconds of one wait in the queue."""
     if limit.clock is not SYSTEM:
         return POLL
     left = limit.left()

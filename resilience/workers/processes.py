@@ -15,11 +15,11 @@ from concurrent.futures import Executor, Future
 from ..core.ambient import current
 from ..core.carried import carried
 from ..core.clock import SYSTEM
-from ..core.errors import DeadlineExceeded, OperationCancelled, ShutdownInProgress, require, require_count
+from ..core.errors import OperationCancelled, ShutdownInProgress, require, require_count
 from ..core.forks import living
 from ..core.lifecycle import on_shutdown, stopping
 from .envelope import pack_call, unpack_error, unpack_value
-from .process_pool import ProcessPool
+from .process_pool import ProcessPool, Turn
 from .process_start import START_METHODS
 from .process_wait import Interrupter, Limit
 from .threads import ThreadWorkers
@@ -125,39 +125,37 @@ class ProcessWorkers(Executor):
         interrupter = Interrupter()
         detach = context.on_cancel(interrupter) if context is not None else None
         forget = on_shutdown(interrupter)
+        turn = Turn()
         try:
-            worker = self._pool.take(limit, interrupter, inherited)
-            return self._run(worker, payload, limit, interrupter)
-        except Interrupted:
-            raise self._why_interrupted(context) from None
+            self._pool.take(turn, limit, interrupter, inherited)
+            return self._run(turn, payload, limit, interrupter)
+        except BaseException as error:  # whoever raises it, and where: nobody else shall get this worker
+            self._pool.leave(turn)
+            if isinstance(error, Interrupted):
+                raise self._why_interrupted(context) from None
+            raise
         finally:
             interrupter.target = None
             forget()
             if detach is not None:
                 detach()
 
-    def _run(self, worker: WorkerProcess, payload: bytes, limit: Limit, interrupter: Interrupter) -> Any:
-        """One call on a worker that is ours; the worker is given back or ended, whatever happens."""
-        try:
-            worker.is_interrupted = interrupter.is_woken
-            interrupter.aim(worker.interrupt)
-            if not worker.wait_until_ready(limit.end, limit.clock):
-                got: Any = limit.error(self.name, "queued")
-            else:
-                got = worker.call(payload, limit.end, limit.clock)
-        except BaseException:  # it crashed, or the caller gave up: nobody else shall get this worker
-            self._pool.lose(worker)
-            raise
+    def _run(self, turn: Turn, payload: bytes, limit: Limit, interrupter: Interrupter) -> Any:
+        """One call on the worker of this turn, which is given back or ended."""
+        worker = turn.worker
+        assert worker is not None
+        worker.is_interrupted = interrupter.is_woken
+        interrupter.aim(worker.interrupt)
+        if not worker.wait_until_ready(limit.end, limit.clock):
+            self._pool.give(turn)  # it is still starting: good for the next call
+            raise limit.error(self.name, "queued")
+        got = worker.call(payload, limit.end, limit.clock)
         if got is None:
-            stack = worker.stack()
-            reclaimed = self._pool.lose(worker)
             late = limit.error(self.name, "running")
-            late.stack, late.reclaimed = stack, reclaimed
+            late.stack = worker.stack()
+            late.reclaimed = self._pool.lose(turn)
             raise late
-        if isinstance(got, DeadlineExceeded):  # it is still starting: good for the next call
-            self._pool.give(worker)
-            raise got
-        self._pool.give_back(worker)
+        self._pool.give_back(turn)
         kind, answer = got
         if kind == VALUE:
             return unpack_value(answer)
@@ -182,18 +180,21 @@ class ProcessWorkers(Executor):
         """
         require_count("count", count)
         limit = Limit(timeout, SYSTEM, None)
+        turns = [Turn() for _ in range(min(count, self.max_workers))]
         taken: list[WorkerProcess] = []
         try:
-            for _ in range(min(count, self.max_workers)):
-                taken.append(self._pool.take(limit, Interrupter(), None))
+            for turn in turns:
+                self._pool.take(turn, limit, Interrupter(), None)
+                assert turn.worker is not None
+                taken.append(turn.worker)
             for worker in taken:
                 worker.wait_until_ready(limit.end, SYSTEM)
         finally:
-            for worker in taken:
-                if worker.is_gone():  # it died while it started, told of or not: no call shall get it
-                    self._pool.lose(worker)
+            for turn in turns:
+                if turn.worker is None or turn.worker.is_gone():  # it died while it started: no call shall get it
+                    self._pool.leave(turn)
                 else:
-                    self._pool.give(worker)
+                    self._pool.give(turn)
 
     # -- the Executor's interface ------------------------------------------------------------------------------------
 

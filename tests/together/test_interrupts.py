@@ -6,6 +6,7 @@ CPython looks when a function begins and when one written in C has returned; a p
 import contextlib
 import gc
 import itertools
+import pickle
 import sys
 from contextvars import copy_context
 
@@ -25,10 +26,12 @@ from resilience import (
     deadline,
 )
 from resilience.testing import Gate, eventually
-from resilience.workers import threads
+from resilience.workers import process_pool, threads
 from resilience.workers.ledger import LEDGER
+from resilience.workers.processes import ProcessWorkers
 from resilience.workers.thread_task import when_ended
 from resilience.workers.threads import ThreadWorkers
+from resilience.workers.wire import VALUE
 
 
 def interrupted_at(number, call):
@@ -239,3 +242,61 @@ def test_a_ctrl_c_at_any_point_of_giving_up_a_call_leaves_its_place_to_the_queue
         return was_interrupted
 
     points(scene)
+
+
+living = []
+
+
+class Process:
+    """In place of a `WorkerProcess`: calls are answered here and now, or not at all."""
+
+    def __init__(self, method, settings):
+        living.append(self)
+        self.entry = LEDGER.enter("process", settings.name)
+        self.pid = self.tasks = 0
+        self.is_ended = self.wants_to_leave = False
+
+    def interrupt(self):
+        pass
+
+    def wait_until_ready(self, end, clock):
+        return True
+
+    def call(self, payload, end, clock):
+        assert not self.is_ended
+        self.tasks += 1
+        return None if end is not None else (VALUE, pickle.dumps("done"))
+
+    def stack(self):
+        return ""
+
+    def end(self):
+        self.is_ended = True
+        if self in living:
+            living.remove(self)
+            LEDGER.leave(self.entry)
+        return True
+
+    let_go = end
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0], ids=["answered", "given up"])
+@pytest.mark.parametrize("max_tasks", [None, 1], ids=["kept", "worn out"])
+def test_a_ctrl_c_at_any_point_of_a_call_on_a_worker_process_leaves_no_place_taken(monkeypatch, timeout, max_tasks):
+    monkeypatch.setattr(process_pool, "WorkerProcess", Process)
+    workers = ProcessWorkers("interrupted", max_workers=1, max_tasks=max_tasks)
+
+    def call():
+        with contextlib.suppress(DeadlineExceeded):
+            workers.call(int, timeout=timeout)
+
+    def scene(number):
+        was_interrupted = interrupted_at(number, call)
+        assert workers._pool._places == len(workers._pool.idle), number
+        assert workers.abandoned == 0, number
+        started = set(workers._pool.held)
+        assert started == set(workers._pool.idle) == started.intersection(living), number
+        return was_interrupted
+
+    points(scene)
+    workers.shutdown()

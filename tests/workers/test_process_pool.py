@@ -8,7 +8,7 @@ from resilience.core.clock import SYSTEM
 from resilience.testing import ManualClock
 from resilience.workers import process_pool
 from resilience.workers.ledger import LEDGER
-from resilience.workers.process_pool import ProcessPool
+from resilience.workers.process_pool import ProcessPool, Turn
 from resilience.workers.process_wait import Interrupter, Limit
 
 
@@ -81,13 +81,20 @@ def pool(monkeypatch):
 
 
 def take(pool, seconds=0.0, clock=SYSTEM, interrupter=None):
-    return pool.take(Limit(seconds, clock, None), interrupter or Interrupter(), None)
+    turn = Turn()
+    try:
+        pool.take(turn, Limit(seconds, clock, None), interrupter or Interrupter(), None)
+    except BaseException:
+        pool.leave(turn)
+        raise
+    return turn
 
 
 def test_a_worker_given_back_in_the_moment_of_the_shutdown_is_ended_once_and_its_place_comes_back_once(pool):
-    worker = take(pool)
+    turn = take(pool)
+    worker = turn.worker
     pool._lock = Lock(lambda: pool.idle, lambda: pool.close(wait=False, drop_queued=False))
-    pool.give_back(worker)
+    pool.give_back(turn)
     assert pool.is_closed
     assert worker.ends == 1
     closing = threading.Thread(target=pool.close, args=(True, False), daemon=True)
@@ -98,19 +105,21 @@ def test_a_worker_given_back_in_the_moment_of_the_shutdown_is_ended_once_and_its
 
 @pytest.mark.parametrize("come_free", [ProcessPool.give_back, ProcessPool.lose], ids=["a worker", "a place"])
 def test_what_a_queued_call_gets_in_the_moment_of_a_ctrl_c_is_there_for_the_next_one(pool, come_free):
-    worker = take(pool)
+    turn = take(pool)
+    worker = turn.worker
 
     def grant_and_interrupt():
-        come_free(pool, worker)
+        come_free(pool, turn)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         take(pool, 10.0, Clock(grant_and_interrupt))
-    assert (take(pool) is worker) == (come_free is ProcessPool.give_back)
+    assert (take(pool).worker is worker) == (come_free is ProcessPool.give_back)
 
 
 def test_a_queued_call_that_a_ctrl_c_meets_at_its_deadline_gets_nothing_afterwards(pool):
-    worker = take(pool)
+    turn = take(pool)
+    worker = turn.worker
     pool._lock = Lock()
 
     def end_and_interrupt():
@@ -121,8 +130,8 @@ def test_a_queued_call_that_a_ctrl_c_meets_at_its_deadline_gets_nothing_afterwar
     clock = Clock(end_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         take(pool, 10.0, clock)
-    pool.give_back(worker)
-    assert take(pool) is worker
+    pool.give_back(turn)
+    assert take(pool).worker is worker
 
 
 def test_a_call_that_a_ctrl_c_meets_on_its_way_into_the_queue_gets_nothing_afterwards(pool):
@@ -130,8 +139,9 @@ def test_a_call_that_a_ctrl_c_meets_on_its_way_into_the_queue_gets_nothing_after
         def aim(self, target):
             raise KeyboardInterrupt
 
-    worker = take(pool)
+    turn = take(pool)
+    worker = turn.worker
     with pytest.raises(KeyboardInterrupt):
         take(pool, 10.0, interrupter=Interrupted())
-    pool.give_back(worker)
-    assert take(pool) is worker
+    pool.give_back(turn)
+    assert take(pool).worker is worker
