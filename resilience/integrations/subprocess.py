@@ -152,33 +152,43 @@ class _Command:
         self.woken = False
         pipe = subprocess.PIPE
         options.update(stdin=subprocess.DEVNULL if input is None else pipe, stdout=pipe, stderr=pipe)
-        self.process, self.owned = registered(
-            register, "process", f"{name} (command)",
-            lambda: subprocess.Popen(words, start_new_session=True, **options),
-        )  # fmt: skip
+        self.words, self.options, self.register = words, options, register
+        self.process: Any = None  # its Popen, once it has been started
 
     def run(self) -> tuple[int, bytes, bytes]:
-        """Waits for the end; gives the exit code and what was said."""
-        entry = LEDGER.enter("child", self.name, pid=self.process.pid, owned=self.owned)
-        reader, self.waker = os.pipe()
-        os.set_blocking(self.waker, False)
-        detach = self.context.on_cancel(self._wake) if self.context is not None else None
-        forget = lifecycle.on_shutdown(self._wake)
+        """Runs it to its end; gives the exit code and what was said."""
+        reader, self.waker = os.pipe()  # before the start: what cannot be waited for is not begun
+        detached: list[Callable[[], object]] = []
         try:
+            os.set_blocking(self.waker, False)
             with selectors.DefaultSelector() as selector:
+                detached.append(self._start())
+                if self.context is not None:
+                    detached.append(self.context.on_cancel(self._wake))
+                detached.append(lifecycle.on_shutdown(self._wake))
                 self._watch(selector, reader)
                 self._wait(selector)
             return self.process.returncode, bytes(self.said["stdout"]), bytes(self.said["stderr"])
         except BaseException:
-            trees.end_tree(self.process.pid)
-            self.process.wait()
+            if self.process is not None:
+                trees.end_tree(self.process.pid)
+                self.process.wait()
             raise
         finally:
-            forget()
-            if detach is not None:
+            for detach in reversed(detached):
                 detach()
             self._close(reader)
-            LEDGER.leave(entry)
+
+    def _start(self) -> Callable[[], None]:
+        """Starts the process; gives what takes it out of the books."""
+
+        def start() -> int:
+            self.process = process = subprocess.Popen(self.words, start_new_session=True, **self.options)
+            return int(process.pid)
+
+        pid, owned = registered(self.register, "process", f"{self.name} (command)", start)
+        entry = LEDGER.enter("child", self.name, pid=pid, owned=owned)
+        return lambda: LEDGER.leave(entry)
 
     def _wake(self) -> None:
         self.woken = True
@@ -191,7 +201,8 @@ class _Command:
         waker, self.waker = self.waker, -1
         os.close(waker)
         os.close(reader)
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        streams = ("stdin", "stdout", "stderr")
+        for stream in (getattr(self.process, name, None) for name in streams):
             if stream is not None:
                 try:
                     stream.close()

@@ -1,16 +1,20 @@
 """Commands under policies, by real processes: trees that end, silence, output, environment, exit codes."""
 
+import errno
 import os
+import selectors
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 import resilience
 from resilience import CircuitBreaker, ErrorRecoveryManager, OperationCancelled, RetryPolicy, deadline, history
 from resilience.core.errors import CircuitOpenError, ConfigError, DeadlineExceeded
+from resilience.integrations import subprocess as commands
 from resilience.integrations.subprocess import CommandFailed, run
 from resilience.testing import eventually
 from resilience.workers import trees
@@ -167,6 +171,24 @@ def test_a_named_operation_counts_its_commands():
 def test_bad_parameters_are_refused(wrong):
     with pytest.raises(ConfigError):
         run(**{"cmd": ["true"], **wrong})
+
+
+def test_a_command_that_cannot_be_waited_for_is_not_started(tmp_path, monkeypatch):
+    begun = tmp_path / "begun"
+
+    def no_more(*args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for module, part in ((os, "pipe"), (selectors, "DefaultSelector")):
+        with monkeypatch.context() as patched:
+            without = types.SimpleNamespace(**{**vars(module), part: no_more})
+            patched.setattr(commands, module.__name__, without)
+            with pytest.raises(OSError, match="Too many open files"):
+                run(["touch", begun])
+        time.sleep(0.2)
+    assert not begun.exists()
+    run(["touch", begun])
+    assert begun.exists()
 
 
 def test_many_commands_leave_nothing_open():
