@@ -281,6 +281,31 @@ def test_a_pipeline_that_a_deadline_cuts_leaves_nothing_behind_for_the_next(clie
     assert client.get("k7") == "7"
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_end_of_a_watched_transaction_waits_for_no_server_beyond_the_deadline(client, proxy, manager, reads):
+    manager.register_timeout("redis_operation", 20.0)
+    lifted = threading.Timer(8.0, setattr, (proxy, "black_hole", False))  # rather than to hang
+    begun = SYSTEM.monotonic()
+    with deadline(0.3), client.pipeline() as pipeline:
+        pipeline.watch("k")
+        proxy.black_hole = True
+        lifted.start()
+        if reads:
+            with pytest.raises(DeadlineExceeded):
+                pipeline.get("k")
+    assert SYSTEM.monotonic() - begun < 5.0
+    lifted.cancel()
+    proxy.black_hole = False
+    assert client.set("k", "next")
+
+
+def test_the_end_of_a_watched_transaction_keeps_its_connection(client, proxy):
+    with client.pipeline() as pipeline:
+        pipeline.watch("k")
+    client.set("k", "next")
+    assert proxy.connections == 1
+
+
 def test_messages_end_at_the_deadline_and_the_subscription_stays(client, direct):
     with client.pubsub(ignore_subscribe_messages=True) as channel:
         channel.subscribe("news")

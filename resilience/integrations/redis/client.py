@@ -152,6 +152,7 @@ class _Piped:
 
     guard: Guard
     command_stack: list[Any]
+    connection: Any
     explicit_transaction: bool
     watching: bool
 
@@ -173,6 +174,25 @@ class _Piped:
             return all(is_idempotent(*args) for args, _ in stack)
 
         return self.guard.several(attempt, "pipeline", repeatable, once=watching)
+
+    def reset(self) -> None:
+        """Forgets what is queued and watched; a connection that does not end its watch in time is closed."""
+        connection = self.connection
+        if self.watching and connection is not None:
+            self.watching = False
+            if connection._sock is not None:
+                self._unwatch(connection)
+        super().reset()  # type: ignore[misc]  # of redis-py's pipeline
+
+    def _unwatch(self, connection: Any) -> None:
+        def unwatch() -> None:
+            connection.send_command("UNWATCH")
+            connection.read_response()
+
+        try:
+            self.guard.attempt(unwatch, ("UNWATCH",), {}, _always)
+        except Exception:
+            connection.disconnect()
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """A command between WATCH and MULTI: runs at once, and once."""
