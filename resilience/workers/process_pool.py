@@ -241,7 +241,12 @@ class ProcessPool:
 
     def _prune_later(self) -> None:
         self._pruning = True
-        WATCHDOG.arm(SYSTEM.monotonic() + self._idle_seconds + 0.01, _pruner(weakref.ref(self)))
+        try:
+            WATCHDOG.arm(SYSTEM.monotonic() + self._idle_seconds + 0.01, _pruner(weakref.ref(self)))
+        except BaseException as error:
+            self._pruning = False  # the next worker that is idle tries again
+            if not isinstance(error, RuntimeError):  # no thread to be had: no reason to lose the answer of a call
+                raise
 
     def _prune(self) -> None:
         """Ends the workers that have been idle for long; looks again as long as some are idle."""

@@ -117,6 +117,25 @@ def test_what_a_queued_call_gets_in_the_moment_of_a_ctrl_c_is_there_for_the_next
     assert (take(pool).worker is worker) == (come_free is ProcessPool.give_back)
 
 
+def test_a_worker_is_given_back_and_ended_when_idle_though_no_thread_could_be_had_to_watch_it(pool, monkeypatch):
+    class Watchdog:
+        def __init__(self):
+            self.errors, self.armed = [RuntimeError("can't start new thread")], []
+
+        def arm(self, when, callback):
+            if self.errors:
+                raise self.errors.pop()
+            self.armed.append(callback)
+
+    monkeypatch.setattr(process_pool, "WATCHDOG", watchdog := Watchdog())
+    turn = take(pool)
+    worker = turn.worker
+    pool.give_back(turn)
+    assert pool.idle == [worker]
+    pool.give_back(take(pool))
+    assert len(watchdog.armed) == 1
+
+
 def test_a_queued_call_that_a_ctrl_c_meets_at_its_deadline_gets_nothing_afterwards(pool):
     turn = take(pool)
     worker = turn.worker
