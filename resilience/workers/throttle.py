@@ -76,19 +76,20 @@ class Throttle:
             return
         try:
             self._due = now + LOOK_EVERY
-            obeying = list(self._obeying)
+            widest = max((target.full_width for target in self._obeying), default=1)
         finally:
             self._looking.release()
         known = {name: share for name, share in self._usage().items() if share is not None}
         tightest = max(known, key=lambda name: known[name], default=None)
         share = None if tightest is None else known[tightest]
         before = self.pressure
-        widest = max((target.full_width for target in obeying), default=1)
         self.pressure = judge(before, share, widest)
         if self.pressure == before:
             return
         self.reason = None if self.pressure.is_none else f"{tightest} at {share or 0.0:.0%} of its limit"
         self._tell(before, tightest, share)
+        with self._looking:  # those too that came meanwhile and saw what was before
+            obeying = list(self._obeying)
         for target in obeying:
             target.squeeze(self.pressure, self.reason or "", self)
 

@@ -216,3 +216,23 @@ def test_limited_resource_types_are_no_pressure_on_the_process(manager):
     with manager.resources.register_resource("c", ResourceType.CONNECTION):
         manager.watch.throttle.look()
         assert manager.status()["pressure"] is None
+
+
+def test_what_begins_to_obey_in_the_moment_of_a_look_is_told_of_the_pressure(usage, clock):
+    class Obedient:
+        full_width, pressure = 8, None
+
+        def squeeze(self, pressure, reason, throttle):
+            self.pressure = pressure
+
+    late = Obedient()
+
+    def reads():
+        throttle.obey(late)
+        return usage()
+
+    throttle = Throttle(reads, clock=clock)
+    usage.shares["memory"] = 0.96
+    throttle.look()
+    assert late.pressure is throttle.pressure
+    assert late.pressure.stopped
