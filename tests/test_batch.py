@@ -653,6 +653,18 @@ def test_what_is_no_exception_stops_everything_and_is_raised(streamed, isolation
         all_of(streamed, work, range(10_000), max_workers=4, isolation=isolation)
 
 
+@pytest.mark.parametrize("isolation", ["thread", "caller"])
+def test_a_ctrl_c_while_the_input_is_read_stops_everything(isolation):
+    def interrupted():
+        yield from range(20)
+        raise KeyboardInterrupt
+
+    meter = Meter(fails=lambda item, turn: True)
+    with pytest.raises(KeyboardInterrupt):
+        fan_out(meter, interrupted(), max_workers=1, isolation=isolation, min_calls=21)
+    assert set(meter.calls.values()) == {1}  # nothing is repeated
+
+
 def test_what_is_no_exception_does_not_wait_for_items_that_hang():
     gate = Gate()
 

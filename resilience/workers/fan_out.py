@@ -163,9 +163,12 @@ class Job:
             except StopIteration:
                 self.exhausted = True
                 return None
-            except BaseException as error:
+            except Exception as error:
                 self.source_error, self.exhausted = error, True
                 return None
+            except BaseException:  # it stops everything
+                self.exhausted = True
+                raise
             if self.gate.closed:
                 self.source = itertools.chain((item,), self.source)
                 return None
