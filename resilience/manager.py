@@ -225,15 +225,25 @@ class ErrorRecoveryManager:
         return self.operation(name).result_of(Call(fn, args, kwargs, name), fallback=answer)
 
     def submit(self, name: str, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        """Starts the call on a worker thread and gives its Future; it counts as active from now on."""
+        """Starts the call on a worker thread and gives its Future; it counts as active from now on.
+
+        Raises `ShutdownInProgress` once the manager is closed or the process stops.
+        """
         from .workers.threads import ThreadWorkers
 
         operation = self.operation(name)
+        if operation.is_closed():
+            raise operation.refused()
         with self._lock:
             if name not in self._submitters:
                 self._submitters[name] = ThreadWorkers(f"{name} (submitted)", register=self.resources.own)
             workers = self._submitters[name]
-        return workers.submit(operation.call, fn, *args, **kwargs)
+        try:
+            return workers.submit(operation.call, fn, *args, **kwargs)
+        except RuntimeError as error:
+            if operation.is_closed():  # meanwhile; else there is no thread to be had
+                raise operation.refused() from error
+            raise
 
     def protect(
         self, name: str, *, isolation: str | None = None, critical: bool = False

@@ -169,7 +169,7 @@ class Operation:
     def run(self, call: Call, *, isolation: str | None = None, fallback: Strategy | None = None) -> Any:
         """Runs one call and counts what it came to; `fallback` stands outside of everything else."""
         if self.is_closed():
-            raise ShutdownInProgress(f"shutdown in progress, {self.name!r} was not started")
+            raise self.refused()
         pipeline = self.pipeline(isolation)
         guarded = pipeline.composed if fallback is None else compose((fallback,), pipeline.composed)
         outer = ambient.current()
@@ -214,6 +214,10 @@ class Operation:
     def is_closed(self) -> bool:
         """Whether nothing more is admitted."""
         return self._around.timeouts.closed or lifecycle.stopping()
+
+    def refused(self) -> ShutdownInProgress:
+        """What tells a call that nothing more is admitted."""
+        return ShutdownInProgress(f"shutdown in progress, {self.name!r} was not started")
 
     def resume(self, call: Call, lane: Lane, started: float, seen: OperationContext | None = None) -> Any:
         """Goes on with a call whose first attempt failed in the express lane: under all that guards it but the slot.

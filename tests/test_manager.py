@@ -372,6 +372,26 @@ def test_a_ctrl_c_during_close_cuts_the_wait_for_calls_short_and_nothing_else(mo
     assert store.closed
 
 
+@pytest.mark.parametrize("name", ["known", "new"])
+def test_what_is_submitted_after_close_is_refused_and_starts_no_thread(name, new_threads):
+    manager = ErrorRecoveryManager()
+    assert manager.submit("known", int).result(30) == 0
+    manager.close()
+    begun = new_threads()
+    with pytest.raises(ShutdownInProgress):
+        manager.submit(name, int)
+    assert begun() == []
+
+
+def test_what_is_submitted_in_the_moment_of_close_is_refused(manager, monkeypatch):
+    manager.submit("job", int).result(30)
+    workers = manager._submitters["job"]
+    real = workers.submit
+    monkeypatch.setattr(workers, "submit", lambda *args: manager.close() or real(*args))
+    with pytest.raises(ShutdownInProgress):
+        manager.submit("job", int)
+
+
 def test_critical_marks_an_operation_also_without_decorating(manager):
     manager.protect("payments", critical=True)
     assert manager.operation("payments").critical
