@@ -353,6 +353,7 @@ class ErrorRecoveryManager:
         for operation in self._registry.every():
             operation.end_workers()
         self.resources.shutdown()
+        self.events.let_go()
 
     def __enter__(self) -> ErrorRecoveryManager:
         return self

@@ -31,7 +31,7 @@ from resilience import (
 )
 from resilience.core import lifecycle
 from resilience.stores.memory import MemoryStore
-from resilience.testing import Flaky, Gate, ManualClock, eventually
+from resilience.testing import EventLog, Flaky, Gate, ManualClock, eventually
 from resilience.workers.ledger import LEDGER
 
 NO_WAIT = RetryPolicy(max_retries=2, base_delay=0.0, jitter=False)
@@ -392,6 +392,17 @@ def test_what_is_submitted_in_the_moment_of_close_is_refused(manager, monkeypatc
         manager.submit("job", int)
 
 
+def test_the_thread_that_tells_events_ends_with_its_manager(new_threads):
+    begun, log = new_threads(), EventLog()
+    manager = ErrorRecoveryManager()
+    manager.events.subscribe(log, ("degraded", "restored"))
+    manager.enable_degradation_mode()
+    eventually(lambda: "resilience-events" in begun())
+    manager.close()
+    manager.disable_degradation_mode()  # late news are told all the same
+    eventually(lambda: log.kinds() == ["degraded", "restored"] and begun() == [], within=30)
+
+
 def test_critical_marks_an_operation_also_without_decorating(manager):
     manager.protect("payments", critical=True)
     assert manager.operation("payments").critical
@@ -415,8 +426,6 @@ def test_a_submitted_call_is_no_attempt_of_the_fan_out_it_is_submitted_in():
 
 
 def test_degradation_mode_is_told_once_each_way():
-    from resilience.testing import EventLog
-
     with ErrorRecoveryManager() as manager:
         log = EventLog()
         manager.events.subscribe(log)

@@ -29,6 +29,7 @@ KINDS = frozenset(
      "alert_fired", "alert_cleared")
 )
 QUEUE_SIZE = 10_000
+LINGER = 60.0  # seconds without news until the thread ends
 
 
 class Event:
@@ -87,6 +88,7 @@ class EventStream:
         self._queue_size = queue_size
         self._listeners: _Listeners = ()
         self._wanted: frozenset[str] = frozenset()
+        self._linger = LINGER
         self.on_subscribe: Callable[[frozenset[str]], object] | None = None  # hears of the kinds that are wanted now
         self._fresh_state()
         _streams.add(self)
@@ -166,7 +168,7 @@ class EventStream:
                 self._busy = False
                 if not self._queue:
                     self._changed.notify_all()
-                    if not SYSTEM.wait(self._changed, 60.0) and not self._queue:
+                    if not SYSTEM.wait(self._changed, self._linger) and not self._queue:
                         self._thread = None
                         return
                     continue
@@ -178,6 +180,12 @@ class EventStream:
                         listener(event)
                     except BaseException:  # a SystemExit would end the thread, and with it the news
                         self._log_failure(listener, event)
+
+    def let_go(self) -> None:
+        """Ends the thread as soon as all is told, now and after later news: its manager is closed."""
+        with self._changed:
+            self._linger = 0.0
+            self._changed.notify_all()
 
     @staticmethod
     def _log_failure(listener: Callable[[Event], object], event: Event) -> None:
