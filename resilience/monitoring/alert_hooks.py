@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 
 from ..core.clock import SYSTEM
@@ -77,10 +78,30 @@ def _sender(target: Any) -> Callable[[Event, float], object]:
     if isinstance(target, (list, tuple)) and target and all(isinstance(word, (str, os.PathLike)) for word in target):
         return lambda event, timeout: _run_command(target, event, timeout)
     if isinstance(target, str) and target.split("://")[0] in ("http", "https") and "://" in target:
+        _require_url(target)
         return lambda event, timeout: _post(target, event, timeout)
     raise ConfigError(
         "expected a callable, a command as a list of words or an http(s) URL", key="target", value=target
     )
+
+
+def _require_url(url: str) -> None:
+    """Refuses at once what could never be sent; without the URL, which may be secret."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and parts.port != 0 and re.search(r"[^!-~]", _path(parts)) is None
+    except ValueError:  # a port above 65535, half an IPv6 address
+        fine = False
+    if not fine:
+        raise ConfigError(
+            "expected a URL with a host, a port of 1 to 65535 or none, and a path in quoted ASCII", key="target"
+        )
+
+
+def _path(parts: Any) -> str:
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def _as_json(event: Event) -> bytes:
@@ -117,8 +138,7 @@ def _post(url: str, event: Event, timeout: float) -> None:
     armed = WATCHDOG.arm(SYSTEM.monotonic() + timeout, lambda: _shut(connection))
     try:
         headers = {"Content-Type": "application/json", **_credentials(parts)}
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", path, _as_json(event), headers)
+        connection.request("POST", _path(parts), _as_json(event), headers)
         status = connection.getresponse().status
     finally:
         armed.cancel()

@@ -235,6 +235,22 @@ def test_a_target_that_is_none_is_refused(manager, target):
         manager.alerts.notify(target)
 
 
+@pytest.mark.parametrize("target", ["http://", "https:///secret", "http://host:99999/secret", "http://host:x/secret",
+                                    "http://host:0/secret", "http://[::1/secret", "http://host/secret \u00fc",
+                                    "http://host/a?b=secret c"])  # fmt: skip
+def test_a_webhook_that_could_never_be_called_is_refused_at_once_without_its_secrets(manager, target):
+    with pytest.raises(ConfigError) as caught:
+        manager.alerts.notify(target)
+    assert caught.value.key == "target"
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["http://host", "https://user:pass@host:8443/a/b?c=%20d", "http://[::1]:80/",
+                                    "http://b\u00fccher.example/x"])  # fmt: skip
+def test_a_webhook_that_can_be_called_is_taken(manager, target):
+    manager.alerts.notify(target)()
+
+
 def test_an_unknown_rule_is_refused_by_name(manager):
     with pytest.raises(ConfigError, match="no_such"):
         manager.alerts.notify(print, rules=["no_such"])
