@@ -44,18 +44,22 @@ class SupervisedWorker:
         self.fn = fn
         self.rules = rules
         self.operation = operation
-        self.state = WorkerState(NEW, rules.interval)
-        self.thread: threading.Thread | None = None
-        self.context: OperationContext | None = None  # of the run that is under way
         self.ordered_off = False
         self.runs = self.failures = 0
         self.last_error: str | None = None
         self.last_success: float | None = None
-        self._life: object | None = None  # what its thread, running or about to, was started for; None: it has none
         self._group = group
         self._manager = manager
         self._clock = clock
-        self._changed = changed  # of the group: held for each change of a state, told of each
+        self.fresh(changed)
+
+    def fresh(self, changed: threading.Condition) -> None:
+        """Without a thread, as if never started; `changed` is the group's, held for each change of a state."""
+        self._changed = changed  # told of each change
+        self._life: object | None = None  # what its thread, running or about to, was started for; None: it has none
+        self.state = WorkerState(NEW, self.rules.interval)
+        self.thread: threading.Thread | None = None
+        self.context: OperationContext | None = None  # of the run that is under way
 
     @property
     def is_alive(self) -> bool:

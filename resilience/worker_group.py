@@ -7,6 +7,7 @@ import threading
 from .core import lifecycle
 from .core.clock import SYSTEM
 from .core.errors import ConfigError, ShutdownInProgress, require, require_count, require_seconds
+from .core.forks import afresh_in_children
 from .rules.supervision import Supervision
 from .supervised_worker import NEW, SupervisedWorker
 
@@ -26,8 +27,8 @@ class WorkerGroup:
     """Runs functions periodically, each on a thread of its own and never twice at once. Safe to use from any thread.
 
     Started by `start()` or `with`, ended by `stop()`, by the manager's `close()` and by a shutdown of the process, each
-    of which wakes every wait. Health goes to `manager.monitor`, errors to `manager.errors`, `worker_started` and
-    `worker_lost` to `manager.events`; without a manager it has one of its own.
+    of which wakes every wait; in a forked child it is not started. Health goes to `manager.monitor`, errors to
+    `manager.errors`, `worker_started` and `worker_lost` to `manager.events`; without a manager it has one of its own.
     """
 
     def __init__(
@@ -41,12 +42,19 @@ class WorkerGroup:
         self.name = name
         self._manager = manager
         self._clock = clock or manager.watch.clock
-        self._changed = threading.Condition()
         self._workers: dict[str, SupervisedWorker] = {}
-        self._started = False
         self._stopping = False
+        self.fresh_locks()
+        afresh_in_children(self)
+
+    def fresh_locks(self) -> None:
+        """Starts with no worker that runs: in a forked child, where none of the threads lives."""
+        self._changed = threading.Condition()
+        self._started = False
         self._owned: Owned | None = None
         self._forget: Callable[[], None] | None = None
+        for worker in self._workers.values():
+            worker.fresh(self._changed)
 
     def add(
         self,

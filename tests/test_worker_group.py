@@ -1,6 +1,8 @@
 """Supervised workers under a manual clock: intervals, stops, restarts, one instance each, and their health."""
 
 import logging
+import os
+import signal
 import threading
 
 import pytest
@@ -387,6 +389,40 @@ def test_other_runs_are_counted_under_the_name_of_the_worker(group, manager):
     settled(group, "b", 1)
     eventually(lambda: manager.monitor.operations().get("b", {}).get("failures") == 1)
     assert len(manager.errors) == 1
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_starts_the_group_of_its_parent_anew(group, clock):
+    group.add("one", source := Source(), 60.0)
+    group.start()
+    settled(group, "one", 1)
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with group._changed:
+            held.set()
+            release.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(20)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(20)
+            source.calls = 0
+            idle = group.status()["one"]["state"]
+            group.start()
+            eventually(lambda: source.calls == 1, within=5)
+            code = 0 if (idle, group.stop()) == ("new", []) else 2
+        finally:
+            os._exit(code)
+    release.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert group.status()["one"]["is_running"]
 
 
 def test_a_group_of_its_own_needs_no_manager():
