@@ -118,6 +118,8 @@ class Job:
             if signals.received is None and run.error is None:
                 for final in scheduler.leftovers(SYSTEM.monotonic(), out_of_time):
                     self._record(final)
+                    if signals.received is not None:  # there may be a million of them
+                        break
         except OutputError as error:
             run.fail(error)
         self.error = run.error

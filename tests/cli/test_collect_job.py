@@ -1,12 +1,17 @@
 """The end of a run and the ends of its items: what is just being kept counts, what comes later does not."""
 
+import io
+import signal
 import threading
 
 import pytest
+from resilience_cli import exits
 from resilience_cli.collect.answer import Answer
 from resilience_cli.collect.inputs import read_items
 from resilience_cli.collect.job import Job, Options, write_list
 from resilience_cli.collect.journal import OutputError, Past
+from resilience_cli.collect.progress import Progress
+from resilience_cli.collect.signals import Signals
 from resilience_cli.collect.tasks import Final, Task
 
 from resilience.testing import Gate, eventually
@@ -77,3 +82,20 @@ def test_a_list_of_failed_items_that_cannot_be_written_is_an_output_error(tmp_pa
     with pytest.raises(OutputError, match="cannot write the list of failed items"):
         write_list(tmp_path / name, ["http://a.test/1"])
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_signal_while_the_ends_of_what_was_left_are_written_is_heeded():
+    class Journal(GatedJournal):
+        def write(self, record):
+            if "ok" in record:
+                self.written.append(record["url"])
+                signals.received = signal.SIGTERM
+            return "line\n"
+
+    journal, signals = Journal(), Signals()
+    listing = read_items([f"http://a.test/{number}".encode() for number in range(9)], "urls.txt")
+    job = Job(listing, Options(deadline=1e-9), Past(), journal, lambda: None)
+    with signals:
+        code = job.run(signals, Progress(io.StringIO(), quiet=True))
+    assert journal.written == ["http://a.test/0"]
+    assert (code, job.tally.failed, job.unfinished) == (exits.TERMINATED, 1, 8)
