@@ -19,7 +19,8 @@ from resilience import (
     history,
 )
 from resilience.core.clock import SYSTEM
-from resilience.integrations.redis import idempotent, is_idempotent, resilient_redis
+from resilience.integrations.redis import guard, idempotent, is_idempotent, resilient_redis
+from resilience.integrations.redis.connection import scope_of_call
 from resilience.testing import BlackHole, DeadPort, FaultProxy
 
 QUICK = RetryPolicy(max_retries=3, base_delay=0.001, max_delay=0.002)
@@ -304,6 +305,61 @@ def test_the_end_of_a_watched_transaction_keeps_its_connection(client, proxy):
         pipeline.watch("k")
     client.set("k", "next")
     assert proxy.connections == 1
+
+
+class CtrlC:
+    """In the place of a method: lets some calls pass, then is interrupted at its start."""
+
+    def __init__(self, method, after=0):
+        self.method = method
+        self.left = after
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.method(*args, **kwargs)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_ctrl_c_before_the_reply_leaves_no_reply_for_the_next_command(client, proxy, direct, monkeypatch, several):
+    direct.mset({"a": "1", "b": "2", "c": "3"})
+    client.ping()
+    proxy.latency, proxy.drip = 0.02, 0.003 if several else 0.0
+    asked = client.pipeline(transaction=False).get("a").get("b") if several else client
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(asked, "parse_response", CtrlC(asked.parse_response, after=int(several)))
+        asked.execute() if several else asked.get("a")
+    assert client.get("c") == "3"
+    assert scope_of_call.get() is None
+
+
+def test_a_watched_transaction_whose_reply_was_given_up_does_not_go_on_unwatched(client, proxy, direct, monkeypatch):
+    direct.mset({"a": "1", "b": "2"})
+    proxy.latency = 0.02
+    with client.pipeline() as pipeline:
+        pipeline.watch("a")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(pipeline, "parse_response", CtrlC(pipeline.parse_response))
+            pipeline.get("a")
+        with pytest.raises(redis.WatchError):
+            pipeline.get("b")
+    assert client.get("b") == "2"
+
+
+def test_a_ctrl_c_at_the_start_of_an_attempt_leaves_the_thread_outside_of_it(client, monkeypatch):
+    class Interrupted:
+        get = scope_of_call.get
+
+        def set(self, scope):
+            scope_of_call.set(scope)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(guard, "scope_of_call", Interrupted())
+        client.ping()
+    assert scope_of_call.get() is None
+    assert client.ping()
 
 
 def test_messages_end_at_the_deadline_and_the_subscription_stays(client, direct):

@@ -175,6 +175,12 @@ class _Piped:
 
         return self.guard.several(attempt, "pipeline", repeatable, once=watching)
 
+    def _execute_transaction(self, connection: Any, *args: Any) -> Any:
+        return _to_the_end(connection, super()._execute_transaction, *args)  # type: ignore[misc]  # of redis-py's
+
+    def _execute_pipeline(self, connection: Any, *args: Any) -> Any:
+        return _to_the_end(connection, super()._execute_pipeline, *args)  # type: ignore[misc]  # of redis-py's
+
     def reset(self) -> None:
         """Forgets what is queued and watched; a connection that does not end its watch in time is closed."""
         connection = self.connection
@@ -204,6 +210,16 @@ class _Piped:
         )
 
 
+def _to_the_end(connection: Any, execute: Any, *args: Any) -> Any:
+    """Runs what reads several replies; a Ctrl-C among them closes the connection, which has more to come."""
+    try:
+        return execute(connection, *args)
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            connection.disconnect()
+        raise
+
+
 def _always() -> bool:
     return True
 
@@ -217,7 +233,13 @@ class _Subscribed:
     def execute_command(self, *args: Any) -> Any:
         """Sends a SUBSCRIBE or its like within the deadline."""
         run = super().execute_command  # type: ignore[misc]  # of redis-py's pub/sub
-        return self.guard.several(lambda: run(*args), words_of(args)[0], _always, once=True)
+
+        def send() -> Any:
+            sent = run(*args)
+            self.connection.owes_reply = False  # it comes among the messages
+            return sent
+
+        return self.guard.several(send, words_of(args)[0], _always, once=True)
 
     def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
         """Waits for a message, within the deadline and as often as the operation's retry policy allows."""

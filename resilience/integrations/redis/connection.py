@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from redis.connection import Connection
-from redis.exceptions import BusyLoadingError, ResponseError
+from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError
 
 from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded
@@ -105,9 +105,12 @@ class Watched:
     health_check_interval: float
     owner: str
     register: Register
+    owes_reply = False  # a command was sent and its reply has not been read
     _entry: Living | None = None
 
     def connect(self) -> None:
+        if self.owes_reply:  # a call was interrupted before it had its reply, which would be taken for the next one's
+            self.disconnect()
         scope = scope_of_call.get()
         if scope is None or scope.connecting or self._sock is not None:
             super().connect()  # type: ignore[misc]  # of redis-py's connection
@@ -115,6 +118,10 @@ class Watched:
         scope.connecting = True
         try:
             super().connect()  # type: ignore[misc]  # of redis-py's connection
+        except BaseException as error:
+            if not isinstance(error, Exception):  # after others redis-py does
+                self.disconnect()
+            raise
         finally:
             scope.end_of_connecting()
 
@@ -127,6 +134,7 @@ class Watched:
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         super().disconnect(*args, **kwargs)  # type: ignore[misc]  # of redis-py's connection
+        self.owes_reply = False
         entry, self._entry = self._entry, None
         if entry is not None:
             LEDGER.leave(entry)
@@ -141,9 +149,13 @@ class Watched:
             self.connect()
         if check_health and self.health_check_interval and not scope.connecting:
             self._check_health_within(scope)
+        if self.owes_reply and not scope.connecting:
+            self.disconnect()
+            raise ConnectionError("a call on this connection was interrupted before it had its reply")
         if not scope.attach(self._sock):
             raise scope.error()
         try:
+            self.owes_reply = not scope.connecting
             scope.is_sent = scope.is_sent or not scope.connecting
             super().send_packed_command(command, check_health=False)  # type: ignore[misc]  # of redis-py's connection
         except BaseException:
@@ -160,6 +172,10 @@ class Watched:
         scope.connecting = True
         try:
             self.check_health()  # type: ignore[attr-defined]  # of redis-py's connection
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self.disconnect()
+            raise
         finally:
             scope.connecting = False
 
@@ -188,6 +204,7 @@ class Watched:
 
     def _let_go(self, scope: Scope) -> None:
         """The reply is whole; a connection that was shut behind it is not used again."""
+        self.owes_reply = False
         fit = scope.detach()
         if scope.waits and self._sock is not None:
             self._sock.settimeout(self.socket_timeout)  # type: ignore[attr-defined]  # of redis-py's connection

@@ -103,9 +103,10 @@ def _within(
     repeatable: Callable[[], bool] | None = None,
 ) -> Any:
     """Runs one attempt; `repeatable()` judges a pipeline, a single command is judged by its name."""
-    scope.is_busy = True
-    token = scope_of_call.set(scope)
+    token = None
     try:
+        scope.is_busy = True
+        token = scope_of_call.set(scope)
         return run(*args, **options)
     except Exception as error:
         judge = repeatable or (lambda: is_idempotent(*args))
@@ -114,9 +115,12 @@ def _within(
             raise
         raise final from final.__cause__
     finally:
-        scope_of_call.reset(token)
-        scope.end()
         scope.is_busy = False
+        if token is not None:
+            scope_of_call.reset(token)
+        elif scope_of_call.get() is scope:  # a Ctrl-C as it was set
+            scope_of_call.set(None)
+        scope.end()
 
 
 def _judged(scope: Scope, error: Exception, repeatable: Callable[[], bool], whole: bool) -> Exception:
