@@ -284,5 +284,5 @@ class Operation:
             record.operation = self.name
             attach(error, record)
         # a list: the end of a generator would swallow a Ctrl-C
-        if not [note for note in getattr(error, "__notes__", ()) if repr(self.name) in note]:
+        if not [note for note in getattr(error, "__notes__", ()) if repr(self.name) in str(note)]:
             add_note(error, f"in operation {self.name!r}")

@@ -6,6 +6,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 
@@ -931,3 +932,17 @@ if sys.version_info >= (3, 11):
         namespace = {"result": fan_out(Meter(lambda item, turn: item == 1, ValueError), range(3)), "seen": []}
         exec("try:\n    result.raise_for_errors()\nexcept* ValueError as group:\n    seen.append(group)", namespace)
         assert len(namespace["seen"][0].exceptions) == 1
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Refuses every attribute, also those that Python itself sets."""
+
+    code: int
+
+
+def test_an_error_that_refuses_attributes_is_the_outcome_of_its_item():
+    def fail(item):
+        raise Frozen(item)
+
+    assert [item.error for item in fan_out(fail, [1, 2, 3]).items] == [Frozen(1), Frozen(2), Frozen(3)]

@@ -403,6 +403,14 @@ def test_the_thread_that_tells_events_ends_with_its_manager(new_threads):
     eventually(lambda: log.kinds() == ["degraded", "restored"] and begun() == [], within=30)
 
 
+@pytest.mark.parametrize("notes", [[1, None], None, "text"])
+def test_notes_that_are_none_take_no_error_away(manager, notes):
+    error = ZeroDivisionError("wrong")
+    error.__notes__ = notes
+    with pytest.raises(ZeroDivisionError):
+        manager.execute_with_retry("job", Flaky([error]))
+
+
 def test_critical_marks_an_operation_also_without_decorating(manager):
     manager.protect("payments", critical=True)
     assert manager.operation("payments").critical

@@ -99,7 +99,7 @@ def raise_again(error: BaseException) -> NoReturn:
     try:
         raise error
     finally:
-        error.__context__ = context
+        object.__setattr__(error, "__context__", context)  # also where its own refuses, as a frozen dataclass's does
         del error
 
 

@@ -241,9 +241,10 @@ def _unpacked(packed: Any, is_behind_ours: bool = False) -> BaseException | None
     if said:
         add_note(error, said)
     is_behind_ours |= isinstance(error, ResilienceError)
-    error.__cause__ = _unpacked(cause, is_behind_ours)
-    error.__context__ = _unpacked(context, is_behind_ours)
-    error.__suppress_context__ = suppress
+    put = object.__setattr__  # its own may refuse
+    put(error, "__cause__", _unpacked(cause, is_behind_ours))
+    put(error, "__context__", _unpacked(context, is_behind_ours))
+    put(error, "__suppress_context__", suppress)
     return error
 
 

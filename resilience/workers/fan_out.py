@@ -205,7 +205,7 @@ class Job:
         self._tracebacks += 1
         trace = error.__traceback__
         keep = trace is not None and self._tracebacks <= KEPT_TRACEBACKS
-        error.__traceback__ = trace.tb_next if trace is not None and keep else None
+        error.with_traceback(trace.tb_next if trace is not None and keep else None)
         first = self.slots.get(~index)
         slot: Slot = (item, None, error, self._attempts(place), place.sequential, duration)
         if first is not None or place.sequential or is_items_own(verdict):

@@ -3,9 +3,11 @@
 import asyncio
 import functools
 import inspect
+from dataclasses import dataclass
 
 import pytest
 
+from resilience import CircuitBreaker, ErrorRecoveryManager, RetryPolicy, Timeout
 from resilience.core.errors import ConfigError
 from resilience.core.pipeline import Call, Pipeline
 
@@ -150,3 +152,26 @@ def test_an_async_caller_may_still_use_blocking_functions():
 def test_a_call_keeps_its_arguments():
     call = Call(max, (1, 2), {"default": 0}, "op")
     assert (call.args, call.kwargs, call.name, call.attempt) == ((1, 2), {"default": 0}, "op", 1)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Refuses every attribute, also those that Python itself sets."""
+
+    code: int
+
+
+@pytest.mark.parametrize("isolation", ["thread", "caller"])
+def test_an_error_that_refuses_attributes_is_raised_as_it_is(isolation):
+    def fail():
+        raise Frozen(7) from ConnectionError("down")
+
+    strategies = RetryPolicy(max_retries=1, base_delay=0.0), CircuitBreaker("x"), Timeout(60.0, isolation=isolation)
+    with pytest.raises(Frozen) as caught:
+        Pipeline(*strategies).call(fail)
+    assert caught.value.code == 7
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    with ErrorRecoveryManager() as manager:
+        manager.register_retry_policy("x", RetryPolicy(max_retries=1, base_delay=0.0))
+        with pytest.raises(Frozen):
+            manager.protect("x", isolation=isolation)(fail)()
