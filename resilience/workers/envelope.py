@@ -188,13 +188,20 @@ class _Rebuilt:
 
     def __init__(self, cls: type[BaseException], error: BaseException) -> None:
         self.cls = cls
-        self.args = tuple(argument if _loads(argument) else repr(argument) for argument in error.args)
+        self.args = tuple(argument if _loads(argument) else _text(repr, argument) for argument in error.args)
         if cls is not type(error):
-            self.args = (str(error),)
+            self.args = (_text(str, error),)
         self.attributes = {name: value for name, value in vars(error).items() if _loads(value)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.cls, self.args, self.attributes)
+
+
+def _text(show: Callable[[object], str], item: object) -> str:
+    try:
+        return show(item)
+    except Exception:
+        return f"({type(item).__qualname__}: it cannot be shown)"
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:

@@ -140,6 +140,34 @@ def test_an_error_that_resists_everything_still_arrives():
     assert str(back) == "hostile"
 
 
+class Mute(Exception):
+    def __init__(self, *, needed):
+        super().__init__()
+
+    def __str__(self):
+        return self.missing
+
+
+class Opaque:
+    def __repr__(self):
+        raise LookupError("not for you")
+
+    def __reduce__(self):
+        raise TypeError("stays here")
+
+
+@pytest.mark.parametrize(
+    ("error", "arrives_as", "text"),
+    [(Mute(needed=1), Exception, "(Mute: it cannot be shown)"),
+     (ValueError(Opaque()), ValueError, "(Opaque: it cannot be shown)")],
+)  # fmt: skip
+def test_an_error_that_cannot_show_itself_still_arrives(error, arrives_as, text):
+    back = unpack_error(pack_error(error, "here"))
+    assert type(back) is arrives_as
+    assert str(back) == text
+    assert type(error).__name__ in "".join(back.__notes__)
+
+
 def test_values_that_do_not_travel_say_so():
     with pytest.raises(TypeError, match="return plain data instead of lock"):
         pack_value(len, threading.Lock())
