@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 
+from ..core.forks import living
 from . import trees
 
 TYPE_CHECKING = False
@@ -68,9 +69,9 @@ def _end_all_at_exit() -> None:
 
 def end_all() -> None:
     """Ends every worker process of this one, with all below them."""
-    living = [worker for worker in list(LIVING) if worker.is_running]
-    trees.end_trees([worker.pid for worker in living])
-    for worker in living:
+    running = [worker for worker in living(LIVING) if worker.is_running]
+    trees.end_trees([worker.pid for worker in running])
+    for worker in running:
         worker.close()
 
 
