@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import pickle
 import socket
 import sys
 import threading
@@ -83,6 +84,13 @@ def test_the_deadline_of_the_adapter_bounds_requests_outside_of_any_context(serv
         with pytest.raises(DeadlineExceeded) as caught:
             session.get(f"{server.url}/silent")
         assert not caught.value.ambient
+
+
+def test_a_session_that_is_copied_keeps_its_deadline(server):
+    with requests.Session() as session:
+        session.mount("http://", DeadlineAdapter(0.2))
+        with pickle.loads(pickle.dumps(session)) as copied, pytest.raises(DeadlineExceeded):
+            copied.get(f"{server.url}/silent")
 
 
 def test_healthy_requests_reuse_their_connection(server, session):

@@ -1,6 +1,8 @@
 """A session under a manager: what is repeated and what is not, one breaker per host, and what the caller gets."""
 
+import copy
 import io
+import os
 import threading
 
 import pytest
@@ -171,6 +173,19 @@ def test_a_file_is_sent_from_its_start_again(server, session):
     response = session.put(f"{server.url}/sequence/503,200", data=io.BytesIO(b"the whole file"))
     assert response.status_code == 200
     assert [request.body for request in server.requests] == [b"the whole file"] * 2
+
+
+def test_a_pipe_that_was_not_sent_fails_as_any_other_body_does(session, manager):
+    reader, writer = os.pipe()
+    os.close(writer)
+    with DeadPort() as nobody, os.fdopen(reader, "rb") as body, pytest.raises(requests.ConnectionError):
+        session.post(nobody.url, data=body)
+    assert calls(manager)["retries"] == 3
+
+
+def test_an_adapter_is_not_copied(session):
+    with pytest.raises(TypeError, match="manager"):
+        copy.deepcopy(session)
 
 
 def test_a_body_that_cannot_be_read_twice_is_not_sent_twice(server, session):

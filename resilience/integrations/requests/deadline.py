@@ -35,6 +35,7 @@ class DeadlineAdapter(HTTPAdapter):
     Safe to share between threads as far as requests' adapters are; a forked child starts with no connections.
     """
 
+    __attrs__ = (*HTTPAdapter.__attrs__, "seconds")  # of a copy
     _owner = "requests"
     _register: Register | None = None
 

@@ -86,6 +86,9 @@ class ResilientAdapter(DeadlineAdapter):
         self._guards: dict[str, _Guard] = {}
         super().__init__(**kwargs)
 
+    def __getstate__(self) -> Any:
+        raise TypeError("a ResilientAdapter is its manager's, which is not copied: make another session")
+
     def _guard_of(self, key: str) -> _Guard:
         guard = self._guards.get(key)
         if guard is None:
@@ -182,7 +185,9 @@ class _Exchange:
         if failed is not None:
             failed.close()
         self._attempts += 1
-        if self._attempts > 1 and hasattr(self.request.body, "seek"):
+        body: Any = self.request.body
+        position = self.request._body_position  # type: ignore[attr-defined]  # of requests
+        if self._attempts > 1 and hasattr(body, "seek") and isinstance(position, int):  # no other was read so far
             rewind_body(self.request)
 
     def _judge(self, error: Exception) -> None:
