@@ -9,6 +9,7 @@ import click
 
 from . import exits
 from .durations import Duration
+from .names import Name
 from .output import emit, emit_json, emit_line, say, table
 from .shared_store import HELP, opened
 
@@ -126,7 +127,7 @@ def _row(seen: dict[str, Any]) -> tuple[str, ...]:
 
 
 @breakers.command()
-@click.argument("name")
+@click.argument("name", type=Name())
 @_store
 @_json
 @_nl
@@ -173,7 +174,7 @@ def _line(event: dict[str, Any]) -> str:
 
 
 @breakers.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=Name())
 @_store
 @_json
 @_nl
@@ -196,7 +197,7 @@ def events(ctx: click.Context, name: str | None, store: str | None, as_json: boo
 
 
 @breakers.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=Name())
 @_store
 @_json
 @click.pass_context
@@ -255,7 +256,7 @@ def _obey(
 
 
 @breakers.command()
-@click.argument("name")
+@click.argument("name", type=Name())
 @click.option("--for", "lasts", type=Duration(), help="So long; without it until a reset.")
 @click.option("--reason", help="Why: shown to whoever is refused.")
 @_store
@@ -271,7 +272,7 @@ def trip(
 
 
 @breakers.command()
-@click.argument("name")
+@click.argument("name", type=Name())
 @_store
 @_json
 @click.pass_context
@@ -283,7 +284,7 @@ def reset(ctx: click.Context, name: str, store: str | None, as_json: bool) -> in
 
 
 @breakers.command()
-@click.argument("name")
+@click.argument("name", type=Name())
 @click.option("--reason", help="Why.")
 @_store
 @_json
@@ -296,7 +297,7 @@ def disable(ctx: click.Context, name: str, reason: str | None, store: str | None
 
 
 @breakers.command("metrics-only")
-@click.argument("name")
+@click.argument("name", type=Name())
 @click.option("--reason", help="Why.")
 @_store
 @_json

@@ -9,6 +9,7 @@ import click
 
 from .. import exits
 from ..durations import Duration
+from ..names import Name
 from ..output import say
 from ..shared_store import HELP
 from ..streams import silence_stdout
@@ -63,8 +64,10 @@ class ExitCodes(click.ParamType):  # type: ignore[type-arg]  # generic in stubs 
 @click.option("--retry-on-exit", type=ExitCodes(), help="Repeat these only: 1,75 or 1-99. Else all but 0, 126, 127.")
 @click.option("--delay", type=Duration(), default="1s", show_default=True, help="Before the first repeat; doubles.")
 @click.option("--max-delay", type=Duration(), default="1m", show_default=True, help="Between two runs at most.")
-@click.option("--breaker", metavar="NAME", help="Count failures under this name, and do not start while it is open.")
-@click.option("--lock", metavar="NAME", help="Do not start while another command runs under this name.")
+@click.option(
+    "--breaker", metavar="NAME", type=Name(), help="Count failures under this name, and do not start while it is open."
+)
+@click.option("--lock", metavar="NAME", type=Name(), help="Do not start while another command runs under this name.")
 @click.option("--store", metavar="URL", help=HELP)
 @click.option("--quiet-on-success", is_flag=True, help="Show the output of a run only when it failed.")
 @click.option("--report-file", metavar="FILE", type=click.Path(dir_okay=False), help="How it went, as JSON.")

@@ -87,6 +87,14 @@ def test_a_store_that_is_away_is_69_and_a_url_of_no_store_is_2(capsys):
     assert "redis://" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["show", "trip", "reset", "check", "events", "disable", "metrics-only"])
+def test_a_name_that_is_empty_or_no_text_is_bad_usage(url, capsys, verb):
+    for name in ("", "\udcff"):
+        assert run(["breakers", verb, name]) == exits.USAGE
+    assert run(["breakers", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
 def test_an_empty_store_lists_nothing(url, capsys):
     assert shown(capsys, "list") == (0, [])
     assert run(["breakers", "check"]) == 0

@@ -178,12 +178,20 @@ def test_a_lock_that_cannot_be_taken_starts_nothing_and_says_why(run, tmp_path, 
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["garbled", os.fsdecode(b"\xff")])
-def test_garbage_in_a_lock_keeps_nobody_out(run, tmp_path, name):
-    assert run("--lock", name, "--", "true").returncode == 0
+@pytest.mark.parametrize("name", ["", "x" * 401, os.fsdecode(b"\xff")], ids=["empty", "long", "no text"])
+@pytest.mark.parametrize("option", ["--lock", "--breaker"])
+def test_a_name_that_nothing_can_be_kept_under_is_bad_usage(run, tmp_path, option, name):
+    done = run(option, name, *shell("echo x > runs"))
+    assert done.returncode == exits.USAGE
+    assert option in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_garbage_in_a_lock_keeps_nobody_out(run, tmp_path):
+    assert run("--lock", "garbled", "--", "true").returncode == 0
     (file,) = (tmp_path / "resilience" / "locks").iterdir()
     file.write_text("\n\u00b2\u0000\n")
-    done = run("--lock", name, "--", "true")
+    done = run("--lock", "garbled", "--", "true")
     assert (done.returncode, done.stderr) == (0, "")
 
 
