@@ -229,30 +229,31 @@ class Job:
         self.failed_once.clear()
 
     def _store(self, index: int, slot: Slot) -> None:
-        """Puts an outcome into its slot; that of a repeated item tells of both attempts."""
-        if self.gate.closed:
-            self._store_late(index, slot)
-            return
-        first = self.slots.pop(~index, None) if self.gate.narrow else None
-        if first is not None:
-            item, value, error, attempts, sequential, duration = slot
-            slot = (item, value, error, first[3] + attempts, sequential, duration + first[5])
-        self.slots[index] = slot
+        """Puts an outcome into its slot, unless it comes too late."""
+        if self.gate.closed or self.gate.narrow:
+            kept = self._store_alone(index, slot)
+            if kept is None:
+                return
+            slot = kept
+        else:  # at once after the look, with no call in between: no other thread closes the gate meanwhile
+            self.slots[index] = slot
         if self.look_ahead is not None and index == self.consumed:
             with self.changed:
                 self.changed.notify_all()
         if self.finished is not None:
             self.finished(index, slot)
 
-    def _store_late(self, index: int, slot: Slot) -> None:
-        """Keeps an outcome that came after the end, unless it has one by now."""
+    def _store_alone(self, index: int, slot: Slot) -> Slot | None:
+        """Gives what it has put there, which tells of both attempts of a repeated item; None when it came too late."""
         with self.changed:
             if self.is_sealed:
-                return
-            self.slots.pop(~index, None)
+                return None
+            first = self.slots.pop(~index, None)
+            if first is not None:
+                item, value, error, attempts, sequential, duration = slot
+                slot = (item, value, error, first[3] + attempts, sequential, duration + first[5])
             self.slots[index] = slot
-        if self.finished is not None:
-            self.finished(index, slot)
+            return slot
 
     # -- the caller's side ---------------------------------------------------------------------------------------
 
