@@ -48,7 +48,8 @@ class PerformanceMonitor:
 
     def _after_fork(self) -> None:
         self._lock, self._counting = threading.RLock(), threading.RLock()
-        self._sampler = None
+        if self._sampler is not None:
+            self._sampler = self._sampler.again()
         for stats in list(self._operations.values()):
             stats.fresh_lock(self._counting)
 

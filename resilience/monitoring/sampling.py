@@ -38,6 +38,7 @@ class Sampler:
         self._stop = threading.Event()
         self._interval = interval
         self._subject = weakref.ref(subject)
+        self._name = name
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
@@ -54,6 +55,15 @@ class Sampler:
         except Exception:
             logger("monitor").warning("a sample failed", exc_info=True)
         return True
+
+    def again(self) -> Sampler | None:
+        """A sampler like this one for a forked child, which has not its thread; None where no thread is to be had."""
+        subject = self._subject()
+        try:
+            return None if subject is None else Sampler(subject, self._interval, name=self._name)
+        except RuntimeError as error:
+            logger("monitor").warning("no thread for %s in this process: %s", self._name, error)
+            return None
 
     def stop(self) -> None:
         """Ends the thread soon; does not wait for it."""

@@ -59,6 +59,7 @@ class ResourceManager:
         self._leaked_after = leaked_after
         self._limits = {kind: (limits or {}).get(kind) for kind in ResourceType}
         self._closed = False
+        self._sampler: Sampler | None = None
         self._fresh()
         report_at_exit(self)
         _all.add(self)
@@ -69,7 +70,6 @@ class ResourceManager:
         self._counters = {kind: Counters(limit) for kind, limit in self._limits.items()}
         self._orphans: deque[weakref.ref[Handle]] = deque()  # appended by finalizers, which must take no lock
         self._ended: deque[Handle] = deque()  # the toolkit's own that have ended, likewise
-        self._sampler: Sampler | None = None
         self._numbers = itertools.count(2)
 
     def set_limit(self, resource_type: ResourceType, limit: int | None) -> None:
@@ -364,6 +364,8 @@ _all: weakref.WeakSet[ResourceManager] = weakref.WeakSet()
 def _after_fork() -> None:
     for resources in living(_all):
         resources._fresh()
+        if resources._sampler is not None:
+            resources._sampler = resources._sampler.again()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,5 +1,6 @@
 """The performance monitor tells what was recorded, and of the process what can be known."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from resilience import ConfigError, PerformanceMonitor
 from resilience.monitoring.health import health
 from resilience.monitoring.system import SystemReader, read_limits
-from resilience.testing import ManualClock
+from resilience.testing import ManualClock, eventually
 
 
 @pytest.fixture
@@ -122,6 +123,30 @@ def test_starting_twice_runs_one_sampler(new_threads):
     monitor.start(interval=60.0)
     assert begun() == ["resilience-monitor"]
     monitor.stop()
+    monitor.stop()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sampling_goes_on_in_a_forked_child_until_it_is_stopped_there():
+    monitor, stopped = PerformanceMonitor(), PerformanceMonitor()
+    monitor.start(interval=60.0)
+    stopped.start(interval=60.0)
+    stopped.stop()
+    eventually(monitor.trend)
+    before = len(monitor.trend())
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            eventually(lambda: len(monitor.trend()) > before, within=20)
+            running = monitor.is_running, stopped.is_running
+            monitor.stop()
+            code = 0 if (*running, monitor.is_running) == (True, False, False) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert monitor.is_running
     monitor.stop()
 
 

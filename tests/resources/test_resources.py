@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -269,6 +270,24 @@ def test_looking_for_idle_ones_on_a_thread_of_its_own():
     resources.start(interval=0.01)
     resources.start(interval=0.01)
     assert cleaned.wait(20)
+    resources.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_looking_for_idle_ones_goes_on_in_a_forked_child():
+    resources = ResourceManager(idle_after=0.0)
+    resources.start(interval=0.01)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            cleaned = threading.Event()
+            resources.register_resource("idle", ResourceType.FILE, cleaned.set)
+            code = 0 if cleaned.wait(20) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     resources.shutdown()
 
 
