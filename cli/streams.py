@@ -21,6 +21,11 @@ def open_standard_streams() -> None:
             setattr(sys, name, stream)
 
 
+def is_open_file(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is another name of an open file, such as /dev/stdout: it may be written to, never replaced."""
+    return os.path.abspath(path).startswith(("/dev/", "/proc/")) and os.path.islink(path)
+
+
 def is_unread() -> bool:
     """Whether stdout is a pipe whose reader has gone."""
     import select

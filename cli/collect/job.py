@@ -18,6 +18,7 @@ from resilience.strategies.retry import RetryPolicy
 
 from .. import exits
 from ..output import redacted
+from ..streams import is_open_file
 from .answer import Answer
 from .hosts import Host
 from .journal import Journal, OutputError, Past
@@ -291,8 +292,9 @@ def write_list(path: Path, lines: list[str]) -> None:
     text = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
     part = path.with_name(f".{path.name}.part")
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # a device or a pipe: nothing to replace
-            with open(path, "wb", buffering=0) as device:
+        # a device, a pipe, /dev/stdout: nothing to replace
+        if is_open_file(path) or (path.exists() and not stat.S_ISREG(path.stat().st_mode)):
+            with open(path, "ab", buffering=0) as device:
                 device.write(text)
             return
         part.write_bytes(text)

@@ -23,6 +23,7 @@ from typing import Any
 from resilience.core.clock import SYSTEM
 
 from .. import output
+from ..streams import is_open_file
 
 CHUNK = 1 << 20
 MOVING, LOOK_EVERY = 1.0, 0.005  # seconds that a run which moves the file away has for it
@@ -141,7 +142,7 @@ class Journal:
         self._torn = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._enter(anew)
+            self._file = self._enter(anew and not is_open_file(self.path))
             found = os.fstat(self._file)
         except OSError as error:
             raise OutputError("the journal", self.path, error) from error

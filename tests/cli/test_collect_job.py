@@ -3,6 +3,7 @@
 import io
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from resilience_cli import exits
@@ -82,6 +83,14 @@ def test_a_list_of_failed_items_that_cannot_be_written_is_an_output_error(tmp_pa
     with pytest.raises(OutputError, match="cannot write the list of failed items"):
         write_list(tmp_path / name, ["http://a.test/1"])
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_list_of_failed_items_goes_to_an_open_file_by_another_name(tmp_path):
+    (tmp_path / "log").write_text("before\n")
+    with open(tmp_path / "log", "ab") as log:
+        write_list(Path(f"/dev/fd/{log.fileno()}"), ["http://a.test/1"])
+    assert (tmp_path / "log").read_text() == "before\nhttp://a.test/1\n"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_signal_while_the_ends_of_what_was_left_are_written_is_heeded():

@@ -91,6 +91,16 @@ def test_beginning_anew_moves_the_old_journal_aside(tmp_path):
     assert list(read_records(path)) == [final("2")]
 
 
+def test_another_name_of_an_open_file_is_never_moved(tmp_path):
+    path = tmp_path / "log"
+    path.write_text(json.dumps(final("1")) + "\n")
+    with open(path, "ab") as log:
+        journal = Journal(f"/dev/fd/{log.fileno()}", anew=True)
+        journal.write(final("2"))
+    assert journal.moved_to is None
+    assert list(read_records(path)) == [final("1"), final("2")]
+
+
 def test_a_journal_in_use_is_not_moved(tmp_path):
     path = tmp_path / "j.jsonl"
     first = Journal(path)
