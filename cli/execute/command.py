@@ -28,7 +28,8 @@ Examples:
 
 \b
 Exit codes: the command's own; 75 not started (breaker open, lock held); 124 timed out; 126 not executable; 127 not
-found; 128+n killed by signal n; 130 and 143 interrupted; 2 usage; 78 configuration.
+found; 128+n killed by signal n; 130 and 143 interrupted; 2 usage; 74 a lock, the report or the output of the command
+cannot be written; 78 configuration.
 At its time limit, or at SIGTERM, the whole tree of the command is ended: SIGTERM, and half a second later SIGKILL.
 """
 NEVER_RETRIED = (exits.OK, exits.NOT_EXECUTABLE, exits.NOT_FOUND)

@@ -13,7 +13,7 @@ from ..durations import Duration
 from ..output import emit, emit_json, emit_line, redacted, say
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .handshakes import Seen
 
@@ -54,7 +54,7 @@ def probe(
         if not mark or scheme not in HANDSHAKES:
             schemes = ", ".join(f"{one}://" for one in HANDSHAKES)
             raise click.UsageError(f"{redacted(url)!r} cannot be probed: use {schemes}")
-    seen = _all(urls, timeout, wait, consecutive)
+    seen = _all(urls, timeout, wait, consecutive, None if quiet else say)
     healthy = all(one.ok for one in seen)
     if as_json:
         emit_json([as_dict(one, redacted(one.url)) for one in seen])
@@ -72,8 +72,10 @@ def probe(
     return CRITICAL if nagios else exits.NO
 
 
-def _all(urls: Sequence[str], timeout: float, wait: float | None, consecutive: int) -> list[Seen]:
-    """The last try of each; those that are healthy are not tried again."""
+def _all(
+    urls: Sequence[str], timeout: float, wait: float | None, consecutive: int, tell: Callable[[str], object] | None
+) -> list[Seen]:
+    """The last try of each; those that are healthy are not tried again. `tell` hears what is still waited for."""
     from .handshakes import unhealthy
 
     waiting = deque(enumerate(urls))
@@ -86,7 +88,7 @@ def _all(urls: Sequence[str], timeout: float, wait: float | None, consecutive: i
             except IndexError:  # another was faster
                 return
             try:
-                seen[number] = _one(url, timeout, wait, consecutive)
+                seen[number] = _one(url, timeout, wait, consecutive, tell)
             except Exception as error:
                 seen[number] = unhealthy(url, error)
 
@@ -99,7 +101,7 @@ def _all(urls: Sequence[str], timeout: float, wait: float | None, consecutive: i
     return [seen[number] for number in range(len(urls))]
 
 
-def _one(url: str, timeout: float, wait: float | None, consecutive: int) -> Seen:
+def _one(url: str, timeout: float, wait: float | None, consecutive: int, tell: Callable[[str], object] | None) -> Seen:
     from resilience.core.clock import SYSTEM
 
     from .handshakes import try_once
@@ -114,9 +116,9 @@ def _one(url: str, timeout: float, wait: float | None, consecutive: int) -> Seen
             return seen
         if (wait is None and not seen.ok) or (wait is not None and end - SYSTEM.monotonic() <= BETWEEN):
             return seen if not seen.ok else _short(seen, in_a_row, consecutive)
-        if wait is not None and not seen.ok and seen.detail != told:
+        if tell is not None and wait is not None and not seen.ok and seen.detail != told:
             told = seen.detail
-            say(f"resilience: {url} is not there yet: {told}")
+            tell(f"resilience: {url} is not there yet: {told}")
         SYSTEM.sleep(BETWEEN)
 
 

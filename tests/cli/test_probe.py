@@ -117,6 +117,7 @@ def test_waiting_ends_with_the_service_and_with_patience(capsys):
         began = time.monotonic()
         assert run(["probe", "-q", f"tcp://127.0.0.1:{dead.port}", "--wait", "700ms"]) == exits.NO
         assert time.monotonic() - began < 7
+        assert capsys.readouterr() == ("", "")  # --quiet
     with FaultServer() as server:
         began = time.monotonic()
         assert run(["probe", "-q", server.url + "/ok", "--wait", "30s", "--consecutive", "2"]) == exits.OK
