@@ -70,7 +70,7 @@ def _end_all_at_exit() -> None:
 def end_all() -> None:
     """Ends every worker process of this one, with all below them."""
     running = [worker for worker in living(LIVING) if worker.is_running]
-    trees.end_trees([worker.pid for worker in running])
+    trees.end_trees([worker.pid for worker in running if worker.has_its_pid])
     for worker in running:
         worker.close()
 

@@ -72,6 +72,7 @@ class WorkerProcess:
             life.close()
         self.is_running = True
         self.pid = int(self._process.pid or 0)
+        self._born = trees.look(self.pid)
         self._watch(wake_read)
         self.entry = LEDGER.enter("process", self.name, pid=self.pid)
 
@@ -175,12 +176,18 @@ class WorkerProcess:
         number = -code if code is not None and code < 0 else None
         return WorkerCrashed(name=self.name, exitcode=code, signal=number, reason=reason)
 
+    @property
+    def has_its_pid(self) -> bool:
+        """Whether its pid is no other process's: one that has ended and was reaped frees it."""
+        now = trees.look(self.pid)
+        return now is None or self._born is None or now.started == self._born.started
+
     # -- its end -----------------------------------------------------------------------------------------------------
 
     def stack(self) -> str:
         """Where its function is now, as text of a traceback; "" when it does not say so at once."""
         state = trees.look(self.pid)
-        if state is None or state.state in "TtZX" or not self.is_ready:
+        if state is None or state.state in "TtZX" or not self.is_ready or not self.has_its_pid:
             return ""
         try:
             os.kill(self.pid, process_child.STACK_SIGNAL)
@@ -201,7 +208,8 @@ class WorkerProcess:
         """Kills the process and everything below it; True when it is gone for certain."""
         if not self.is_running:
             return True
-        trees.end_tree(self.pid)
+        if self.has_its_pid:
+            trees.end_tree(self.pid)
         watch = select.poll()
         watch.register(self._death, select.POLLIN)
         gone = bool(watch.poll(END_PATIENCE * 1000))
@@ -256,4 +264,3 @@ class WorkerProcess:
 
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.pid} of {self.name!r}, {self.tasks} calls>"
-

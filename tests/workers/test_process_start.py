@@ -6,7 +6,7 @@ from resilience.workers import process_start
 
 
 class Worker:
-    is_running = True
+    is_running = has_its_pid = True
     pid = 0
 
     def close(self):

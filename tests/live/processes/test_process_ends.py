@@ -15,7 +15,7 @@ import pytest
 
 from resilience.core.errors import DeadlineExceeded
 from resilience.testing import eventually
-from resilience.workers import trees
+from resilience.workers import process_start, trees
 from resilience.workers.processes import ProcessWorkers
 
 pytestmark = [
@@ -120,6 +120,27 @@ def test_a_worker_that_nobody_ends_ends_itself_after_the_deadline(fn):
         asleep.set()
         thread.join()
         workers.shutdown()
+
+
+@pytest.mark.parametrize("ended_by", ["its set", "the end of the program"])
+def test_the_process_that_has_the_pid_of_a_worker_that_was_killed_long_ago_is_left_alone(ended_by):
+    workers = ProcessWorkers("gone", max_workers=1)
+    workers.warm()
+    (worker,) = workers._pool.held
+    os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: trees.look(worker.pid) is None)  # the fork server has reaped it
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as bystander:
+        try:
+            worker.pid = bystander.pid  # as the kernel may number it
+            if ended_by == "its set":
+                workers.shutdown()
+            else:
+                process_start.end_all()
+            with pytest.raises(subprocess.TimeoutExpired):
+                bystander.wait(0.2)
+            assert not worker.is_running
+        finally:
+            bystander.kill()
 
 
 HUNG = """
