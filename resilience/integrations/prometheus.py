@@ -96,7 +96,7 @@ class Textfile:
         body = "".join(self._lines()) + self._last_success(success)
         temporary = f"{self.path}.{os.getpid()}.tmp"  # no .prom at its end: it is not read
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
@@ -146,8 +146,8 @@ _LAST_SUCCESS = "resilience_job_last_success_timestamp_seconds"
 def _samples_of(path: str) -> dict[str, float]:
     """The samples of a file that was written here; what cannot be read counts from nothing."""
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        with open(path, encoding="utf-8", newline="\n") as file:
+            lines = file.read().split("\n")  # no other end of a line is one in this format
     except (OSError, UnicodeDecodeError):
         return {}
     samples = {}

@@ -254,6 +254,15 @@ def test_a_textfile_goes_on_from_the_run_before(tmp_path):
     assert os.listdir(tmp_path) == ["nightly.prom"]
 
 
+@pytest.mark.parametrize("name", ["two\u2028lines", "next\x85line", "return\r", "feed\x0c"])
+def test_a_textfile_goes_on_whatever_is_in_a_name(tmp_path, name):
+    path = tmp_path / "nightly.prom"
+    for _ in range(2):
+        with ErrorRecoveryManager() as manager, prometheus.Textfile(manager, path):
+            manager.monitor.record_operation(name, 0.1, success=True)
+    assert f'resilience_calls_total{{name="{name}",outcome="ok"}} 2\n'.encode() in path.read_bytes()
+
+
 def test_a_run_that_fails_leaves_the_time_of_the_last_success(tmp_path):
     path = tmp_path / "job.prom"
     with ErrorRecoveryManager() as manager:
