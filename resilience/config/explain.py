@@ -8,6 +8,7 @@ from .model import TIMEOUT_DEFAULTS, timeout_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from .settings import Settings
@@ -22,7 +23,7 @@ def explain_operation(settings: Settings, name: str) -> dict[str, Any]:
     timeout = None if settings.is_untimed(name) else timeout_of(kinds, name)
     total = settings.total_timeout(name)
     attempts = None if policy.max_retries is None else policy.max_retries + 1
-    sleeps = None if attempts is None else sum(policy.delays())
+    sleeps = None if policy.max_retries is None else _sum_of(policy.delays(), policy.max_retries)
     wall = UNLIMITED if attempts is None or timeout is None or sleeps is None else attempts * timeout + sleeps
     if total is not None:
         wall = min(wall, total)
@@ -38,6 +39,17 @@ def explain_operation(settings: Settings, name: str) -> dict[str, Any]:
         "breaker": settings.has_breaker(name),
         "warnings": _warnings(settings, name, attempts, timeout, total, sleeps),
     }
+
+
+def _sum_of(delays: Iterator[float], count: int) -> float:
+    """The sum of `count` delays: two that are the same are followed by nothing else."""
+    total, before = 0.0, None
+    for number, delay in enumerate(delays):
+        if delay == before:
+            return total + delay * (count - number)
+        total += delay
+        before = delay
+    return total
 
 
 def _warnings(

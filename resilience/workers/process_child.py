@@ -209,6 +209,7 @@ def _limit_memory(limit: int | None) -> None:
     if limit is not None:
         import resource
 
+        limit = min(limit, sys.maxsize)  # the kernel counts no further
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

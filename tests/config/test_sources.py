@@ -323,6 +323,15 @@ def test_an_operation_whose_timeout_is_null_has_none(write):
         assert manager.operation("api_call").parts.timeout == 2.0
 
 
+@pytest.mark.parametrize("backoff", ["exponential", "constant", "linear", "decorrelated"])
+def test_the_worst_case_of_a_billion_retries_is_told_at_once(backoff):
+    variables = {"RETRY_MAX_RETRIES": "1000000000", "RETRY_BACKOFF": backoff, "RETRY_MAX_DELAY": "4s"}
+    few = explain_operation(load_settings(None, {**variables, "RETRY_MAX_RETRIES": "1000"}), "job")
+    many = explain_operation(load_settings(None, variables), "job")
+    last = 0.1 if backoff == "constant" else 4.0
+    assert many["longest_sleeps"] == pytest.approx(few["longest_sleeps"] + (1_000_000_000 - 1000) * last)
+
+
 def test_a_kind_whose_name_has_dots_has_the_timeout_it_is_given(write):
     settings = load_settings(write("error_recovery: {timeouts: {api.example.com: 4s}}"), {})
     assert ("timeouts.api.example.com", "4s") in {row[:2] for row in settings.rows()}

@@ -416,6 +416,11 @@ def test_a_named_operation_in_processes_by_configuration_and_by_call(tmp_path):
     assert not {"parse", "other", "third"} & set(LEDGER.alive().get("process", {}))
 
 
+def test_a_memory_limit_beyond_what_the_kernel_counts_is_none():
+    with ProcessWorkers("large", memory_limit=1 << 70) as workers:
+        assert workers.submit(tasks.pid).result(60) != os.getpid()
+
+
 def test_a_bad_memory_limit_is_refused_with_its_place(tmp_path):
     config = tmp_path / "resilience.yaml"
     config.write_text("error_recovery:\n  operations:\n    parse:\n      memory_limit: plenty\n")
