@@ -192,13 +192,13 @@ class Run:
 
     def _gather(self) -> None:
         job = self.job
-        here = self.start()
-        in_time = True
+        in_time = not self.is_late()
+        here = self.start() if in_time else None
         if here is not None:
-            while (in_time := self.until is None or SYSTEM.monotonic() < self.until) and here():
+            while (in_time := not self.is_late()) and here():
                 self.look(SYSTEM.monotonic())
-        elif not job.wait(self.until, self.look):
-            in_time = False
+        elif in_time:
+            in_time = job.wait(self.until, self.look)
         self.raise_if_stopped()
         if not in_time or self.gate.starved is not None:
             self.give_up()
@@ -215,11 +215,12 @@ class Run:
 
     def _stream(self) -> Iterator[FanOutItem]:
         job = self.job
-        here = self.start()
-        for index, slot in job.stream(self.until, self.look, here):
-            yield self.item(index, slot)
+        if not self.is_late():
+            here = self.start()
+            for index, slot in job.stream(self.until, self.look, here):
+                yield self.item(index, slot)
         self.raise_if_stopped()
-        if self.gate.starved is not None or (self.until is not None and SYSTEM.monotonic() >= self.until):
+        if self.gate.starved is not None or self.is_late():
             self.give_up()
             for index in range(job.consumed, job.read):
                 yield self.item(index, job.slots.pop(index))
@@ -245,6 +246,10 @@ class Run:
             if not self.gate.has_fallen:
                 self.gate.fall("the deadline of the concurrent pass")
         return self.fall_at
+
+    def is_late(self) -> bool:
+        """Whether the time is over: nothing is begun then."""
+        return self.until is not None and SYSTEM.monotonic() >= self.until
 
     def raise_if_stopped(self) -> None:
         """Raises what ended the job before its time: an item's exception that is no `Exception`, a stop, a cancel."""

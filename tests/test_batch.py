@@ -548,6 +548,16 @@ def test_degradation_mode_of_the_process_wide_manager_counts_too():
 
 
 @pytest.mark.parametrize("streamed", FORMS)
+@pytest.mark.parametrize("isolation", ["thread", "caller"])
+def test_nothing_is_begun_once_the_deadline_around_it_has_passed(streamed, isolation):
+    meter = Meter()
+    with deadline(0.0):
+        items = all_of(streamed, meter, range(20), max_workers=4, isolation=isolation)
+    assert [(item.error.phase, item.attempts) for item in items] == [("queued", 0)] * 20
+    assert not meter.calls
+
+
+@pytest.mark.parametrize("streamed", FORMS)
 @pytest.mark.parametrize("source", [list, iter], ids=["a list", "a generator"])
 def test_at_the_deadline_every_item_has_an_outcome(streamed, source):
     gate = Gate()
