@@ -7,8 +7,11 @@ never wait for each other. Other locks are made anew in the child.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
+
+from .clock import SYSTEM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 # The order in which a fork takes what it has to hold.
 STORES, BREAKERS, STACKS, IMPORTS = range(4)
+IMPORT_PATIENCE = 1.0  # seconds that a fork waits, at most, for imports in other threads
 
 _all: weakref.WeakSet[Any] = weakref.WeakSet()
 _held: dict[int, _Held] = {}
@@ -82,8 +86,25 @@ def imported(name: str) -> Any:
 
 def _before_fork() -> None:
     taken = _taken[threading.get_ident()] = [_held[order] for order in sorted(_held)]
-    for held in taken:
-        held.take()
+    end = SYSTEM.monotonic() + IMPORT_PATIENCE
+    while True:
+        for held in taken:
+            held.take()
+        if not _others_import() or SYSTEM.monotonic() >= end:
+            return
+        for held in reversed(taken):
+            held.give()
+        SYSTEM.sleep(0.001)
+
+
+def _others_import() -> bool:
+    """Whether another thread, of the program's own, is just importing a module of the toolkit, as first calls do.
+
+    A child would wait for the end of that for ever. Only the import system's own books tell.
+    """
+    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
+    being_made = [lock() for name, lock in locks.copy().items() if name.startswith("resilience")]
+    return any(getattr(lock, "owner", None) not in (None, threading.get_ident()) for lock in being_made)
 
 
 def _to_give() -> list[_Held]:
