@@ -31,6 +31,7 @@ Orders reach running processes that share the store within a second.
 Exit codes: 0 done; 1 there is no such breaker, or `check` found one that refuses calls; 69 the store is away.
 """
 PREFIX, EVENTS = "breaker/", "breaker-events/"
+YEAR_3000 = 32_503_680_000  # seconds since 1970
 _json = click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 _nl = click.option("--nl", is_flag=True, help="One JSON object a line.")
 _store = click.option("--store", metavar="URL", help=HELP)
@@ -63,14 +64,14 @@ def view(name: str, doc: Any, now: float) -> dict[str, Any]:
         "name": name,
         "state": state.mode.value,
         "failures": rules.failures_in_a_row(state, config, now, 0),
-        "threshold": known.get("threshold"),
+        "threshold": threshold if isinstance(threshold := known.get("threshold"), int) else None,
         "reason": state.reason,
         "opened_s_ago": None if state.opened_at is None else round(now - state.opened_at, 3),
         "since_s_ago": round(now - state.since, 3),
         "retry_after_s": None if left is None else round(left, 3),
         "probes": sum(1 for end in state.probes.values() if now < end),
         "changes": state.changes,
-        "last_error": known.get("last_error"),
+        "last_error": last_error if isinstance(last_error := known.get("last_error"), str) else None,
         "last_failure_s_ago": round(now - last_at, 3) if isinstance(last_at, (int, float)) else None,
     }
 
@@ -123,7 +124,11 @@ def _row(seen: dict[str, Any]) -> tuple[str, ...]:
     ago, retry = seen["opened_s_ago"], seen["retry_after_s"]
     opened_at = "-" if ago is None or is_closed else f"{seconds(ago)} ago"
     wait = "-" if is_closed else "reset" if retry is None else seconds(retry)
-    return seen["name"], state, failures, opened_at, wait, (seen["last_error"] or "-").splitlines()[0][:60]
+    return seen["name"], state, failures, opened_at, wait, _first_line(seen["last_error"])
+
+
+def _first_line(text: str | None) -> str:
+    return next(iter((text or "").splitlines()), "")[:60] or "-"
 
 
 @breakers.command()
@@ -162,7 +167,16 @@ def _unknown(name: str, store: Store) -> int:
 
 def _events(store: Store, name: str) -> list[dict[str, Any]]:
     kept = store.read(EVENTS + name)
-    return list(kept["events"]) if isinstance(kept, dict) and isinstance(kept.get("events"), list) else []
+    told = kept.get("events") if isinstance(kept, dict) else None
+    return [event for event in told if _is_event(event)] if isinstance(told, list) else []
+
+
+def _is_event(event: Any) -> bool:
+    """Whether it is one that a breaker has told: a store may hold what anybody put there."""
+    if not isinstance(event, dict) or not (isinstance(event.get("old"), str) and isinstance(event.get("new"), str)):
+        return False
+    at = event.get("at")
+    return isinstance(at, (int, float)) and 0 <= at < YEAR_3000
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -95,6 +95,35 @@ def test_a_name_that_is_empty_or_no_text_is_bad_usage(url, capsys, verb):
     assert json.loads(capsys.readouterr().out) == []
 
 
+GARBAGE = [5, "x", [], {}, {"state": 5}, {"last_error": 5, "last_at": "x", "threshold": "many"}, {"last_error": "\n"}]
+EVENTS = [
+    {"events": [{}, 1, {"at": "x", "old": "a", "new": "b"}, {"at": 1e300, "old": "a", "new": "b"}]},
+    {"events": [{"at": 5, "old": "closed", "new": "open", "last_error": 5, "reason": None}]},
+    {"events": {}},
+    [],
+]
+
+
+def test_garbage_in_the_store_hides_nothing_else(url, capsys):
+    with open_store(url) as store:
+        for number, doc in enumerate(GARBAGE):
+            store.transact(f"breaker/{number}", lambda old, now, doc=doc: (doc, None))
+        for number, doc in enumerate(EVENTS):
+            store.transact(f"breaker-events/{number}", lambda old, now, doc=doc: (doc, None))
+    assert run(["breakers", "trip", "other", "--reason", "why"]) == 0
+    assert run(["breakers", "list"]) == 0
+    assert "FORCED_OPEN" in capsys.readouterr().out
+    assert len(shown(capsys, "list")[1]) == len(GARBAGE) + 1
+    assert [(one["name"], one["new"]) for one in shown(capsys, "events")[1]] == [
+        ("1", "open"),
+        ("other", "forced_open"),
+    ]
+    for name in range(len(GARBAGE)):
+        assert run(["breakers", "show", str(name)]) == 0
+        assert run(["breakers", "events", str(name)]) == 0
+    assert run(["breakers", "check"]) == exits.NO
+
+
 def test_an_empty_store_lists_nothing(url, capsys):
     assert shown(capsys, "list") == (0, [])
     assert run(["breakers", "check"]) == 0
