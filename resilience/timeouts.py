@@ -117,7 +117,7 @@ class TimeoutManager:
         """The seconds an operation of this kind may take."""
         return timeout_of(self._timeouts, kind)
 
-    def update_config(self, **kinds: float) -> None:
+    def update_config(self, /, **kinds: float) -> None:
         """Changes the timeouts of these kinds, also new ones, for later operations. All or nothing: `ConfigError`."""
         for kind, seconds in kinds.items():
             require_seconds(kind, seconds, positive=True)

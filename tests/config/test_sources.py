@@ -332,6 +332,11 @@ def test_the_worst_case_of_a_billion_retries_is_told_at_once(backoff):
     assert many["longest_sleeps"] == pytest.approx(few["longest_sleeps"] + (1_000_000_000 - 1000) * last)
 
 
+def test_a_kind_may_have_any_name(write):
+    with ErrorRecoveryManager.from_config(write("error_recovery: {timeouts: {self: 4s, clock: 5s}}"), {}) as manager:
+        assert [manager.operation(name).parts.timeout for name in ("self", "clock")] == [4.0, 5.0]
+
+
 def test_a_kind_whose_name_has_dots_has_the_timeout_it_is_given(write):
     settings = load_settings(write("error_recovery: {timeouts: {api.example.com: 4s}}"), {})
     assert ("timeouts.api.example.com", "4s") in {row[:2] for row in settings.rows()}
