@@ -14,6 +14,7 @@ import socket
 import threading
 
 from ..core.clock import SYSTEM
+from ..core.forks import imported
 from ..core.logs import logger
 from .places import Place, make_place
 from .presence import switch
@@ -145,12 +146,10 @@ def _step(selector: selectors.PollSelector, client: _Client) -> bool:
 
 
 def _answer(stacks: bool) -> bytes:
-    import json
-
-    from .report import report
+    json, report = imported("json"), imported(f"{__package__}.report").report
 
     try:
-        text = json.dumps(report(stacks=stacks), default=_text, skipkeys=True)  # names may be anything
+        text: str = json.dumps(report(stacks=stacks), default=_text, skipkeys=True)  # names may be anything
     except Exception as error:  # a report must never end the agent: what went wrong is the answer
         text = json.dumps({"pid": os.getpid(), "agent_error": f"{type(error).__name__}: {_text(error)}"})
     return text.encode("utf-8", "backslashreplace") + b"\n"

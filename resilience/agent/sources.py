@@ -6,6 +6,7 @@ They read; they change nothing, take no lock for long and do no I/O.
 from __future__ import annotations
 
 from ..core.clock import SYSTEM
+from ..core.forks import imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,10 +113,8 @@ def of_fan_out(job: Any) -> dict[str, Any]:
 
 def of_pools() -> dict[str, Any]:
     """Every set of worker threads that has threads: how many are busy, waited for and abandoned."""
-    from ..workers.threads import living_sets
-
     pools = {}
-    for workers in living_sets():
+    for workers in imported("resilience.workers.threads").living_sets():  # on the agent's thread
         busy = workers._workers - len(workers._idle)
         if workers._workers or workers._abandoned or workers._queue:
             pools[workers.name] = {

@@ -69,7 +69,7 @@ def living(owners: weakref.WeakSet[T]) -> list[T]:
             continue
 
 
-_importing = threading.Lock()
+_importing = threading.RLock()  # re-entrant: a signal's handler may import, or fork, in the middle
 held_across_forks(IMPORTS, _importing.acquire, _importing.release)
 
 

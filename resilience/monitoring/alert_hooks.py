@@ -9,10 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import threading
+from base64 import b64encode
+from urllib.parse import unquote, urlsplit
 
 from ..core.clock import SYSTEM
 from ..core.errors import ConfigError, require_seconds
+from ..core.forks import imported
 from ..core.logs import logger
 from ..workers.watchdog import WATCHDOG
 from .alerts import THRESHOLDS
@@ -76,10 +81,12 @@ def _sender(target: Any) -> Callable[[Event, float], object]:
     if callable(target):
         return lambda event, timeout: target(event)
     if isinstance(target, (list, tuple)) and target and all(isinstance(word, (str, os.PathLike)) for word in target):
-        return lambda event, timeout: _run_command(target, event, timeout)
+        subprocess = imported("subprocess")  # here, not on the thread of an alert, beside which a child may be born
+        return lambda event, timeout: _run_command(subprocess, target, event, timeout)
     if isinstance(target, str) and target.split("://")[0] in ("http", "https") and "://" in target:
         _require_url(target)
-        return lambda event, timeout: _post(target, event, timeout)
+        client = imported("http.client")
+        return lambda event, timeout: _post(client, target, event, timeout)
     raise ConfigError(
         "expected a callable, a command as a list of words or an http(s) URL", key="target", value=target
     )
@@ -87,8 +94,6 @@ def _sender(target: Any) -> Callable[[Event, float], object]:
 
 def _require_url(url: str) -> None:
     """Refuses at once what could never be sent; without the URL, which may be secret."""
-    from urllib.parse import urlsplit
-
     try:
         parts = urlsplit(url)
         fine = bool(parts.hostname) and parts.port != 0 and re.search(r"[^!-~]", _path(parts)) is None
@@ -108,11 +113,8 @@ def _as_json(event: Event) -> bytes:
     return json.dumps(event.as_dict()).encode()
 
 
-def _run_command(command: Any, event: Event, timeout: float) -> None:
+def _run_command(subprocess: Any, command: Any, event: Event, timeout: float) -> None:
     """Runs the command in a process group of its own, the event on its standard input; ends the group in time."""
-    import signal
-    import subprocess
-
     process = subprocess.Popen(
         [os.fspath(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
@@ -127,13 +129,10 @@ def _run_command(command: Any, event: Event, timeout: float) -> None:
         raise OSError(f"exit code {process.returncode}")
 
 
-def _post(url: str, event: Event, timeout: float) -> None:
+def _post(client: Any, url: str, event: Event, timeout: float) -> None:
     """Posts the event; the connection is shut at the time limit, whatever it waits for."""
-    from http.client import HTTPConnection, HTTPSConnection
-    from urllib.parse import urlsplit
-
     parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    kind = client.HTTPSConnection if parts.scheme == "https" else client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=timeout)
     armed = WATCHDOG.arm(SYSTEM.monotonic() + timeout, lambda: _shut(connection))
     try:
@@ -148,8 +147,6 @@ def _post(url: str, event: Event, timeout: float) -> None:
 
 
 def _shut(connection: Any) -> None:
-    import socket
-
     try:
         connection.sock.shutdown(socket.SHUT_RDWR)
     except (AttributeError, OSError):  # not connected yet, or not any more
@@ -159,17 +156,12 @@ def _shut(connection: Any) -> None:
 def _credentials(parts: Any) -> dict[str, str]:
     if parts.username is None:
         return {}
-    from base64 import b64encode
-    from urllib.parse import unquote
-
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
 
 
 def _without_secrets(url: str) -> str:
     """The URL without user, password, path and query: webhooks keep their secrets there."""
-    from urllib.parse import urlsplit
-
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "") + "/..."
 

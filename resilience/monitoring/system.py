@@ -10,6 +10,7 @@ import os
 import threading
 
 from ..core.clock import SYSTEM
+from ..core.forks import imported
 from .limits import read_limits
 
 TYPE_CHECKING = False
@@ -95,9 +96,7 @@ class SystemReader:
     def _own_process(self) -> Any:
         if self._process is None:
             try:
-                import psutil
-
-                self._process = psutil.Process()
+                self._process = imported("psutil").Process()
             except Exception:  # psutil is absent or may not look: what only it knows stays unknown
                 pass
         return self._process
