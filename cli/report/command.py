@@ -111,9 +111,12 @@ def _add_store(figures: Figures, given: str | None) -> None:
         raise StoreUnavailable("no journal was named and there is no store: give a JOURNAL or --store URL")
     with open_store(url) as store:
         for key in store.keys(PREFIX):
-            account = store.read(key)
-            if isinstance(account, dict):
+            if (account := store.read(key)) is None:  # gone meanwhile
+                continue
+            try:
                 figures.add_account(key, account)
+            except (AttributeError, KeyError, TypeError, ValueError):  # garbage, or of another version
+                say(f"resilience: {key} in {url} is no account that can be read")
     if not figures.sources:
         say(f"resilience: nobody has left an account in {url}; a manager made with store= does")
 
