@@ -307,6 +307,22 @@ def test_the_end_of_a_watched_transaction_keeps_its_connection(client, proxy):
     assert proxy.connections == 1
 
 
+def test_after_the_deadline_nothing_is_sent(client, direct):
+    client.set("n", 0)  # its connection is there
+    with client.pipeline() as watching:
+        watching.watch("other")
+        for run in (
+            lambda: client.incr("n"),
+            lambda: client.pipeline().incr("n").execute(),
+            lambda: client.blpop("list", 1),
+            lambda: watching.incr("n"),
+        ):
+            with pytest.raises(DeadlineExceeded) as caught, deadline(0.0):
+                run()
+            assert classify(caught.value).outcome == "not_sent"
+    assert direct.get("n") == "0"
+
+
 class CtrlC:
     """In the place of a method: lets some calls pass, then is interrupted at its start."""
 

@@ -36,13 +36,15 @@ class Scope(SocketCut):
         self._twin: socket.socket | None = None
 
     def begin_call(self, name: str, seconds: float | None, ambient: bool, waits: bool = False) -> None:
-        """An attempt begins, of a command that has `seconds` (None: no limit)."""
+        """An attempt begins, of a command that has `seconds` (None: no limit); raises its error where it has none."""
         self.name = name
         self.ambient = ambient
         self.waits = waits  # the server may take its time: the socket's own timeout does not hold
         self.connecting = self.is_sent = self.is_lost = False
         self._seconds = seconds
         self._started = SYSTEM.monotonic()
+        if seconds == 0.0:
+            raise self.error()
         self.until = None if seconds is None else self._started + seconds
         self.begin(self.until)
 
