@@ -15,6 +15,8 @@ from urllib3.connection import HTTPConnection
 from resilience import DeadlineExceeded, classify, deadline
 from resilience.core.clock import SYSTEM
 from resilience.integrations.requests import DeadlineAdapter
+from resilience.integrations.requests import deadline as deadline_module
+from resilience.integrations.requests.scope import scope_of_call
 from resilience.testing import BlackHole, DeadPort, FaultServer
 from resilience.workers.ledger import LEDGER
 
@@ -236,6 +238,21 @@ def test_a_ctrl_c_within_a_request_closes_its_connection_at_once(server, session
     with deadline(60.0), pytest.raises(KeyboardInterrupt):
         session.get(f"{server.url}/ok")
     assert open_connections() == 0
+
+
+def test_a_ctrl_c_at_the_start_of_a_request_leaves_the_thread_outside_of_it(server, session, monkeypatch):
+    class Interrupted:
+        get = scope_of_call.get
+
+        def set(self, scope):
+            scope_of_call.set(scope)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, deadline(0.2), pytest.raises(KeyboardInterrupt):
+        patched.setattr(deadline_module, "scope_of_call", Interrupted())
+        session.get(f"{server.url}/ok")
+    assert scope_of_call.get() is None
+    assert session.get(f"{server.url}/ok").ok
 
 
 def test_a_body_read_to_its_end_ends_its_deadline_and_its_connection(session):

@@ -77,8 +77,9 @@ class DeadlineAdapter(HTTPAdapter):
         scope = self._new_scope(request)
         if scope is None:
             return super().send(request, *args, **kwargs)
-        token = scope_of_call.set(scope)
+        token = None
         try:
+            token = scope_of_call.set(scope)
             response = super().send(request, *args, **kwargs)
         except BaseException as error:
             scope.detach()
@@ -86,7 +87,10 @@ class DeadlineAdapter(HTTPAdapter):
                 raise scope.error() from error
             raise
         finally:
-            scope_of_call.reset(token)
+            if token is not None:
+                scope_of_call.reset(token)
+            elif scope_of_call.get() is scope:  # a Ctrl-C as it was set
+                scope_of_call.set(None)
         scope.phase = "body"
         raw: Any = response.raw
         raw.scope = scope
