@@ -260,6 +260,10 @@ class Settings:
         total, path = self.total_timeout(name), f"operations.{name}.total_timeout"
         kinds = (name, TIMEOUT_ALIASES.get(name, ""))  # what somebody chose; a default is only cut short
         one = next((self.timeouts[kind] for kind in kinds if kind in self.timeouts and not self.is_untimed(name)), None)
+        if self.is_untimed(name) and self.isolation(name) == "process":
+            own = f"operations.{name}.timeout"
+            reason = "worker processes take calls with a timeout only, which is what ends them"
+            raise ConfigError(reason, origin=self._origins.get(own), key=own)
         if total is not None and total <= 0:
             raise ConfigError("expected a duration above 0", origin=self._origins.get(path), key=path, value=total)
         if total is not None and one is not None and total < one:

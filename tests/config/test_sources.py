@@ -208,6 +208,7 @@ MALFORMED = [
     "error_recovery: 'x\n", "a: b: c\n", "--- {}\n--- {}\n", "error_recovery: &a {retry: *b}\n", "%YAML 9\n---\n",
     "error_recovery:\n  operations:\n    x: {timeout: 5s, total_timeout: 1s}\n",
     "error_recovery:\n  operations:\n    x: {timeout: 0s}\n",
+    "error_recovery:\n  operations:\n    x: {timeout: null, isolation: process}\n",
     "error_recovery:\n  operations:\n    x: {total_timeout: 0s}\n",
     "error_recovery:\n  operations:\n    x: {isolation: async}\n",
     "error_recovery:\n  operations:\n    x: {retries: 3}\n",
