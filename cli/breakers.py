@@ -10,7 +10,7 @@ import click
 from . import exits
 from .durations import Duration
 from .names import Name
-from .output import emit, emit_json, emit_line, say, table
+from .output import emit, emit_json, emit_line, one_format, say, table
 from .shared_store import HELP, opened
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def seconds(value: float | None) -> str:
 @click.pass_context
 def list_(ctx: click.Context, store: str | None, as_json: bool, nl: bool) -> int:
     """All breakers in the store."""
+    one_format(as_json, nl)
     with _opened(ctx, store) as there:
         seen = _views(there)
     if as_json:
@@ -139,6 +140,7 @@ def _first_line(text: str | None) -> str:
 @click.pass_context
 def show(ctx: click.Context, name: str, store: str | None, as_json: bool, nl: bool) -> int:
     """One breaker, with the last changes of its state."""
+    one_format(as_json, nl)
     with _opened(ctx, store) as there:
         doc = there.read(PREFIX + name)
         if doc is None:
@@ -195,6 +197,7 @@ def _line(event: dict[str, Any]) -> str:
 @click.pass_context
 def events(ctx: click.Context, name: str | None, store: str | None, as_json: bool, nl: bool) -> int:
     """The last changes of state, oldest first, of one breaker or of all."""
+    one_format(as_json, nl)
     with _opened(ctx, store) as there:
         names = [name] if name else [key[len(EVENTS) :] for key in there.keys(EVENTS)]
         told = [{"name": one, **event} for one in names for event in _events(there, one)]

@@ -11,7 +11,7 @@ from resilience.agent.client import Unreachable
 
 from .. import exits
 from ..durations import Duration
-from ..output import emit, emit_json, emit_line, redacted, say
+from ..output import emit, emit_json, emit_line, one_format, redacted, say
 from .top import NONE_FOUND
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def doctor(pid: int | None, as_json: bool, nl: bool, quiet: bool, timeout: float
     from .checks import BAD, all_checks
     from .view import View, every_report
 
+    one_format(as_json, nl)
     try:
         reports = every_report(timeout) if pid is None else [View(pid, timeout).look(stacks=True)]
         if not reports:

@@ -10,7 +10,7 @@ from resilience.agent.client import Unreachable
 
 from .. import exits
 from ..durations import Duration
-from ..output import emit_json, emit_line, say
+from ..output import emit_json, emit_line, one_format, say
 from .top import NONE_FOUND
 
 HEALTHY_FROM = 70.0  # points of the health score
@@ -44,6 +44,7 @@ def status(pid: int | None, min_score: float, as_json: bool, nl: bool, quiet: bo
     """
     from .view import View, every_report
 
+    one_format(as_json, nl)
     try:
         reports = every_report(timeout) if pid is None else [View(pid, timeout).look()]
         if not reports:

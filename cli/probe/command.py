@@ -10,7 +10,7 @@ import click
 
 from .. import exits
 from ..durations import Duration
-from ..output import emit, emit_json, emit_line, redacted, say
+from ..output import emit, emit_json, emit_line, one_format, redacted, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +49,7 @@ def probe(
     """Do services answer as they should? http, https, tcp, redis, rediss, postgresql."""
     from .handshakes import HANDSHAKES, as_dict
 
+    one_format(as_json, nl)
     for url in urls:
         scheme, mark, _ = url.partition("://")
         if not mark or scheme not in HANDSHAKES:

@@ -45,6 +45,18 @@ def test_a_bad_option_is_a_usage_error(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+VERBS_WITH_DATA = (
+    "probe tcp://h:1", "breakers list", "breakers show x", "breakers events", "status", "doctor", "top", "report",
+    "config show", "config check", "explain", f"collect {os.devnull}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS_WITH_DATA)
+def test_two_formats_at_once_are_bad_usage(verb, capsys):
+    assert run([*verb.split(), "--json", "--nl"]) == exits.USAGE
+    assert "choose one" in capsys.readouterr().err
+
+
 def test_the_version_is_told():
     done = command("--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, "resilience")
