@@ -68,10 +68,12 @@ def _cgroup_folders(root: Path, own: Path) -> list[Path]:
     """The process's cgroup folders and all above them: a limit of any of them binds."""
     folders = []
     try:
-        lines = own.read_text(encoding="utf-8").splitlines()
+        lines = own.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         lines = []
     for line in lines:
+        if line.count(":") < 2:  # a sandbox may show anything there
+            continue
         _, controllers, path = line.split(":", 2)
         mounts = [root] if not controllers else [root / name for name in {controllers, *controllers.split(",")}]
         for mount in mounts:

@@ -86,6 +86,13 @@ def test_a_cgroup_limit_of_any_level_binds(tmp_path: Path):
     assert (limits.memory, limits.cpus, limits.threads) == (209715200, 0.5, 64)
 
 
+def test_a_list_of_cgroups_that_makes_no_sense_is_read_as_far_as_it_goes(tmp_path: Path):
+    (tmp_path / "own").write_bytes(b"nonsense\n\n0::/\xff\n0::/service\n")
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "pids.max").write_text("77\n")
+    assert read_limits(root=tmp_path, own=tmp_path / "own").pids == 77
+
+
 def test_a_cgroup_of_version_1_is_read_too(tmp_path: Path):
     folder = tmp_path / "memory" / "box"
     folder.mkdir(parents=True)
