@@ -57,6 +57,7 @@ class SupervisedWorker:
         """Without a thread, as if never started; `changed` is the group's, held for each change of a state."""
         self._changed = changed  # told of each change
         self._life: object | None = None  # what its thread, running or about to, was started for; None: it has none
+        self._begun: object | None = None  # the last of them whose thread has begun
         self.state = WorkerState(NEW, self.rules.interval)
         self.thread: threading.Thread | None = None
         self.context: OperationContext | None = None  # of the run that is under way
@@ -69,7 +70,7 @@ class SupervisedWorker:
     @property
     def is_running(self) -> bool:
         """Whether it works as it should: neither stopped nor given up."""
-        return self.state.mode == RUNNING and self.is_alive and not self.ordered_off
+        return self.state.mode == RUNNING and self._life is not None and not self.ordered_off
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of it, as plain data."""
@@ -96,32 +97,34 @@ class SupervisedWorker:
 
         Who holds the lock: there is never a second instance.
         """
-        self.state = supervision.begin(self.rules, self._clock.monotonic())
+        life = object()
+        state = supervision.begin(self.rules, self._clock.monotonic())
         self._changed.notify_all()
+        self.state = state  # from here on nothing is called: a Ctrl-C comes before it or after it
         if self._life is not None:
             return None
-        self._life = life = object()
+        self._life = life
         return life
 
     def launch(self, life: object) -> None:
         """Starts its thread."""
+        owned = self._manager.resources.own("thread", f"worker {self.name}")
+        entry = LEDGER.enter("thread", f"worker {self.name}", owned=owned)
         try:
-            owned = self._manager.resources.own("thread", f"worker {self.name}")
-            entry = LEDGER.enter("thread", f"worker {self.name}", owned=owned)
-            try:
-                self.thread = threading.Thread(
-                    target=self._live, args=(life, entry), name=f"worker-{self.name}", daemon=True
-                )
-                self.thread.start()
-            except BaseException:
-                LEDGER.leave(entry)
-                raise
-        except BaseException:  # a thread that was begun all the same ends at its next turn
-            with self._changed:
-                if self._life is life:
-                    self._life, self.state = None, WorkerState(NEW, self.rules.interval)
+            self.thread = threading.Thread(
+                target=self._live, args=(life, entry), name=f"worker-{self.name}", daemon=True
+            )
+            self.thread.start()
+        except BaseException:
+            LEDGER.leave(entry)
             raise
         self.tell_started()
+
+    def forget(self, life: object) -> None:
+        """Its thread could not be started, unless it has begun all the same."""
+        with self._changed:
+            if self._life is life and self._begun is not life:
+                self._life, self.state = None, WorkerState(NEW, self.rules.interval)
 
     def tell_started(self) -> None:
         """Tells the monitor and the listeners that it runs."""
@@ -145,6 +148,7 @@ class SupervisedWorker:
     def _await_turn(self, life: object) -> OperationContext | None:
         """Waits until the worker's next run; None when the thread is to end, which nobody can restart from then on."""
         with self._changed:
+            self._begun = life
             while self._life is life and not self.ordered_off and self.state.next_run is not None:
                 left = self.state.next_run - self._clock.monotonic()
                 if left <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 from .core import lifecycle
@@ -49,7 +50,8 @@ class WorkerGroup:
 
     def fresh_locks(self) -> None:
         """Starts with no worker that runs: in a forked child, where none of the threads lives."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a Ctrl-C inside of `Condition.__enter__` would leave it taken
+        self._changed = threading.Condition(self._lock)
         self._started = False
         self._owned: Owned | None = None
         self._forget: Callable[[], None] | None = None
@@ -91,26 +93,26 @@ class WorkerGroup:
         worker = SupervisedWorker(
             name, fn, rules, operation, group=self.name, manager=self._manager, clock=self._clock, changed=self._changed
         )
-        with self._changed:
+        with self._lock:
             self._refuse_if_stopped_held(name)
             if name in self._workers:
                 raise ConfigError(f"worker {name!r} is in this group already", key="name", value=name)
             self._workers[name] = worker
-            life = worker.begin_held() if self._started else None
         worker.record()
-        if life is not None:
-            worker.launch(life)
+        self._launch(worker, lambda: self._started and _is_new(worker))
 
     def start(self) -> WorkerGroup:
         """Starts every worker; idempotent. Where one cannot be, those before it run; a second call starts the rest."""
-        with self._changed:
-            if self._started or self._stopping:
-                return self
-            self._started = True
+        is_first = False
         try:
+            with self._lock:
+                if self._started or self._stopping:
+                    return self
+                self._started = is_first = True
             self._start()
         except BaseException:
-            self._started = False
+            if is_first:
+                self._started = False
             raise
         return self
 
@@ -119,11 +121,7 @@ class WorkerGroup:
             self._owned = self._manager.resources.own("custom", f"worker group {self.name}", self.stop)
             self._forget = lifecycle.on_shutdown(self._order_off)
         for worker in list(self._workers.values()):
-            with self._changed:
-                is_due = worker.state.mode == NEW and not worker.ordered_off  # else somebody was faster
-                life = worker.begin_held() if is_due else None
-            if life is not None:
-                worker.launch(life)
+            self._launch(worker, functools.partial(_is_new, worker))  # else somebody was faster
 
     def stop(self, timeout: float = 5.0) -> list[str]:
         """Ends every worker and waits up to `timeout` real seconds; gives the names of those that still run.
@@ -149,7 +147,7 @@ class WorkerGroup:
     def cancel(self, name: str) -> None:
         """Ends one worker; `restart` brings it back."""
         worker = self._worker(name)
-        with self._changed:
+        with self._lock:
             worker.ordered_off = True
             context = worker.context
             self._changed.notify_all()
@@ -163,17 +161,15 @@ class WorkerGroup:
         False when it runs, or when its last run has not ended: there is never a second instance.
         """
         worker = self._worker(name)
-        with self._changed:
+
+        def may() -> bool:
             self._refuse_if_stopped_held(name)
             if worker.is_busy:
                 return False
             worker.ordered_off = False
-            life = worker.begin_held()
-        if life is None:  # it waits for its restart, or is just about to end: it goes on
-            worker.tell_started()
-        else:
-            worker.launch(life)
-        return True
+            return True
+
+        return self._launch(worker, may)
 
     def is_healthy(self, min_ratio: float = 0.5) -> bool:
         """Whether at least `min_ratio` of the workers run; without workers it is not healthy (specification)."""
@@ -183,7 +179,7 @@ class WorkerGroup:
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Every worker by name: is_running, state, error_count (in a row), interval, runs, failures, restarts, ..."""
-        with self._changed:
+        with self._lock:
             return {name: worker.as_dict() for name, worker in sorted(self._workers.items())}
 
     def __enter__(self) -> WorkerGroup:
@@ -207,13 +203,31 @@ class WorkerGroup:
             known = sorted(self._workers)
             raise ConfigError(f"no such worker; there are {known}", key="name", value=name) from None
 
+    def _launch(self, worker: SupervisedWorker, may: Callable[[], bool]) -> bool:
+        """Starts a worker if it `may()`, asked under the lock; whether it did. A Ctrl-C leaves it to the next one."""
+        life = None
+        try:
+            with self._lock:
+                if not may():
+                    return False
+                life = worker.begin_held()
+            if life is None:  # it waits for its restart, or is just about to end: it goes on
+                worker.tell_started()
+            else:
+                worker.launch(life)
+        except BaseException:
+            if life is not None:
+                worker.forget(life)
+            raise
+        return True
+
     def _refuse_if_stopped_held(self, name: str) -> None:
         if self._stopping:
             raise ShutdownInProgress(f"worker group {self.name!r} was stopped, {name!r} was not started")
 
     def _order_off(self) -> None:
         """Lets every worker end, without waiting for it."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             contexts = [worker.context for worker in self._workers.values() if worker.context is not None]
             for worker in self._workers.values():
@@ -221,3 +235,7 @@ class WorkerGroup:
             self._changed.notify_all()
         for context in contexts:
             context.cancel("the worker group was stopped")
+
+
+def _is_new(worker: SupervisedWorker) -> bool:
+    return worker.state.mode == NEW and not worker.ordered_off

@@ -4,6 +4,7 @@ CPython looks when a function begins and when one written in C has returned; a p
 """
 
 import contextlib
+import functools
 import gc
 import itertools
 import pickle
@@ -22,6 +23,7 @@ from resilience import (
     RetryPolicy,
     Timeout,
     TimeoutManager,
+    WorkerGroup,
     current,
     deadline,
 )
@@ -300,3 +302,26 @@ def test_a_ctrl_c_at_any_point_of_a_call_on_a_worker_process_leaves_no_place_tak
 
     points(scene)
     workers.shutdown()
+
+
+@pytest.mark.parametrize("way", ["start", "restart"])
+def test_a_ctrl_c_at_any_point_of_starting_a_supervised_worker_leaves_it_to_the_next_start(way):
+    def scene(number):
+        ran = []
+        group = WorkerGroup(manager)
+        group.add("one", lambda: ran.append(1), 60.0)
+        again = group.start if way == "start" else functools.partial(group.restart, "one")
+        try:
+            was_interrupted = interrupted_at(number, again)
+        except RuntimeError as error:  # what `threading` makes of it here and there
+            assert "release unlocked lock" in str(error)
+            was_interrupted = True
+        again()
+        eventually(lambda: ran, within=10)
+        assert ran == [1], number
+        assert group.is_healthy(), number
+        assert group.stop() == []
+        return was_interrupted
+
+    with ErrorRecoveryManager() as manager:
+        points(scene)
