@@ -49,7 +49,8 @@ class Watchdog:
     def restart(self) -> None:
         """Starts with nothing armed and no thread: in a forked child."""
         self.epoch += 1
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a Ctrl-C inside of `Condition.__enter__` would leave it taken
+        self._changed = threading.Condition(self._lock)
         self._heap: list[Armed] = []
         self._cancelled = 0
         self._thread: threading.Thread | None = None
@@ -60,7 +61,7 @@ class Watchdog:
         Raises `RuntimeError` where no thread can be started; nothing is armed then.
         """
         entry = Armed(self, when, next(self._numbers), callback)
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 self._start_held()
             heapq.heappush(self._heap, entry)
@@ -77,7 +78,7 @@ class Watchdog:
             raise
 
     def _cancel(self, entry: Armed) -> None:
-        with self._changed:
+        with self._lock:
             if entry.callback is None:
                 return
             entry.callback = None
@@ -90,13 +91,13 @@ class Watchdog:
     @property
     def armed(self) -> int:
         """How many deadlines are armed."""
-        with self._changed:
+        with self._lock:
             return sum(entry.callback is not None for entry in self._heap)
 
     def _watch(self) -> None:
         me = threading.current_thread()
         while True:
-            with self._changed:
+            with self._lock:
                 if self._thread is not me:
                     return
                 while not self._heap or self._heap[0].when > SYSTEM.monotonic():

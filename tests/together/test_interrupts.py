@@ -9,6 +9,7 @@ import gc
 import itertools
 import pickle
 import sys
+import threading
 from contextvars import copy_context
 
 import pytest
@@ -27,12 +28,14 @@ from resilience import (
     current,
     deadline,
 )
+from resilience.core.clock import SYSTEM
 from resilience.testing import Gate, eventually
 from resilience.workers import process_pool, threads
 from resilience.workers.ledger import LEDGER
 from resilience.workers.processes import ProcessWorkers
 from resilience.workers.thread_task import when_ended
 from resilience.workers.threads import ThreadWorkers
+from resilience.workers.watchdog import Watchdog
 from resilience.workers.wire import VALUE
 
 
@@ -325,3 +328,17 @@ def test_a_ctrl_c_at_any_point_of_starting_a_supervised_worker_leaves_it_to_the_
 
     with ErrorRecoveryManager() as manager:
         points(scene)
+
+
+def test_a_ctrl_c_at_any_point_of_arming_a_deadline_leaves_the_watchdog_to_the_others():
+    watchdog = Watchdog()
+
+    def scene(number):
+        was_interrupted = interrupted_at(number, lambda: watchdog.arm(SYSTEM.monotonic() + 60.0, int).cancel())
+        called = threading.Event()
+        watchdog.arm(SYSTEM.monotonic(), called.set)
+        assert called.wait(10), number
+        return was_interrupted
+
+    watchdog.arm(SYSTEM.monotonic(), int)
+    points(scene)
