@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .inputs import Listing
     from .job import Options
 
+BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # of certificates; what requests looks at, the first that is set
 FILES, FILES_PER_WORKER = 64, 24  # a connection takes two descriptors
 
 EPILOG = """\b
@@ -95,6 +96,7 @@ def collect(file: str, nl: bool, as_json: bool, quiet: bool, verbose: bool, **as
     name = "<stdin>" if file == "-" else file
     options = _options(asked)
     listing = _read(file, name)
+    _check_certificates(listing)
     journal = asked["journal"] or _journal_for(file, listing)
     _refuse_one_file_for_two({"FILE": Path(file), "--journal": journal, "--failed": asked["failed"]})
     places = Places(file, name, journal, asked["bodies"], nl, as_json, quiet, wants_colour(asked["color"]))
@@ -126,6 +128,17 @@ def _read(file: str, name: str) -> Listing:
         raise click.UsageError(f"{name} has malformed lines; nothing was sent") from None
     except OSError as error:
         raise click.UsageError(f"cannot read {name}: {error.strerror or error}") from None
+
+
+def _check_certificates(listing: Listing) -> None:
+    """A bundle that is not there would be a permanent failure of each https URL, and no run would resume them."""
+    from resilience.core.errors import ConfigError
+
+    name = next((name for name in BUNDLES if os.environ.get(name)), None)
+    if name is None or os.path.exists(os.environ[name]):
+        return
+    if any(item.url.lower().startswith("https:") for item in listing.items):
+        raise ConfigError(f"{os.environ[name]}: there is no such file; nothing was sent", origin=f"environment {name}")
 
 
 def _refuse_one_file_for_two(places: dict[str, Path | None]) -> None:

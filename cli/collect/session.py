@@ -30,7 +30,7 @@ class Adapter(DeadlineAdapter):
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         """What a pool is made with: the shared TLS context in the place of a bundle to be read."""
         host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
-        if verify:
+        if verify and host["scheme"] == "https":
             pool.pop("ca_certs", None)
             pool.pop("ca_cert_dir", None)
             with _loading:
