@@ -318,7 +318,7 @@ def test_stopping_wakes_waits_and_cancels_runs(group):
     assert group.stop(timeout=20) == []
     assert group.stop() == []
     assert ended in ([], ["OperationCancelled"])  # under a manual clock the sleep may be over
-    assert not any(thread.name.startswith("worker-") for thread in threading.enumerate())
+    assert (living("sleeps"), living("waits")) == (0, 0)
     assert group.status()["waits"]["state"] == "cancelled"
 
 
