@@ -173,7 +173,6 @@ def points(scene):
         number = next(number for number in itertools.count(1) if not scene(number))
     finally:
         gc.enable()
-        threading._limbo.clear()  # `threading` keeps there what was interrupted before it was a thread
     assert number > 3
     print(f"{number - 1} points")
 
