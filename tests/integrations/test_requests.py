@@ -255,6 +255,21 @@ def test_a_ctrl_c_at_the_start_of_a_request_leaves_the_thread_outside_of_it(serv
     assert session.get(f"{server.url}/ok").ok
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_ctrl_c_at_the_end_of_a_request_closes_its_connection_at_once(server, session, monkeypatch):
+    class Interrupted:
+        set, get = scope_of_call.set, scope_of_call.get
+
+        def reset(self, token):
+            scope_of_call.reset(token)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, deadline(60.0), pytest.raises(KeyboardInterrupt):
+        patched.setattr(deadline_module, "scope_of_call", Interrupted())
+        session.get(f"{server.url}/ok")
+    assert open_connections() == 0
+
+
 def test_a_body_read_to_its_end_ends_its_deadline_and_its_connection(session):
     def last_words(request, connection):
         connection.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nall")

@@ -81,6 +81,11 @@ class DeadlineAdapter(HTTPAdapter):
         try:
             token = scope_of_call.set(scope)
             response = super().send(request, *args, **kwargs)
+            scope.phase = "body"
+            raw: Any = response.raw
+            raw.scope = scope
+            raw.__class__ = _guarded_class(raw.__class__)
+            return response
         except BaseException as error:
             scope.detach()
             if scope.expired and isinstance(error, Exception) and not isinstance(error, DeadlineExceeded):
@@ -91,11 +96,6 @@ class DeadlineAdapter(HTTPAdapter):
                 scope_of_call.reset(token)
             elif scope_of_call.get() is scope:  # a Ctrl-C as it was set
                 scope_of_call.set(None)
-        scope.phase = "body"
-        raw: Any = response.raw
-        raw.scope = scope
-        raw.__class__ = _guarded_class(raw.__class__)
-        return response
 
     def _new_scope(self, request: PreparedRequest) -> Scope | None:
         left, is_own = time_left()
