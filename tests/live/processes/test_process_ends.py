@@ -129,6 +129,7 @@ def test_the_process_that_has_the_pid_of_a_worker_that_was_killed_long_ago_is_le
     (worker,) = workers._pool.held
     os.kill(worker.pid, signal.SIGKILL)
     eventually(lambda: trees.look(worker.pid) is None)  # the fork server has reaped it
+    time.sleep(0.05)  # the kernel tells the start of a process in hundredths of a second
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as bystander:
         try:
             worker.pid = bystander.pid  # as the kernel may number it
