@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from . import exits
-from .streams import is_unread, open_standard_streams, silence_stdout
+from .streams import flush_stderr, is_unread, open_standard_streams, silence_stdout
 
 # verb -> (module, attribute, one line of help)
 VERBS = {
@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left but to end: no traceback from that, either
     code = _flushed(code)
+    flush_stderr()
     if argv is None:
         sys.exit(code)
     return code

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
+
 
 def open_standard_streams() -> None:
     """Puts something in the place of standard streams that were closed, so that no file of ours becomes one of them.
@@ -40,7 +44,19 @@ def is_unread() -> bool:
 
 def silence_stdout() -> None:
     """Lets everything written to stdout from now on go nowhere, with what is in its buffer."""
+    _silence(sys.stdout)
+
+
+def flush_stderr() -> None:
+    """Writes what is left of the talk; where nobody can be told, the end of the interpreter has nothing left to say."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         pass
