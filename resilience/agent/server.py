@@ -224,6 +224,7 @@ def stop() -> None:
     """Ends the agent and removes its files; harmless without one."""
     with _here.lock:
         agent, _here.agent = _here.agent, None
+        switch.on = False
     if agent is not None:
         agent.close()
         atexit.unregister(stop)

@@ -14,7 +14,10 @@ import time
 
 import pytest
 
+from resilience import CircuitBreaker
+from resilience.agent import server
 from resilience.agent.client import ask, place_of
+from resilience.agent.presence import told
 from resilience.testing import eventually
 
 # blocked in a C call that releases the GIL, in the main thread, as a named operation
@@ -466,3 +469,12 @@ def test_a_collection_shows_its_requests_by_itself(home):
         collecting.send_signal(signal.SIGTERM)
         assert collecting.wait(30) == 143
     assert list(home.agents.iterdir()) == []
+
+
+def test_what_is_made_once_the_agent_has_ended_is_not_remembered(home):
+    assert server.start()
+    early = CircuitBreaker("early")
+    server.stop()
+    late = CircuitBreaker("late")
+    known = [thing for thing, _ in told()]
+    assert early in known and late not in known
