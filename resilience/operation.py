@@ -174,20 +174,7 @@ class Operation:
         guarded = pipeline.composed if fallback is None else compose((fallback,), pipeline.composed)
         outer = ambient.current()
         context = OperationContext(self.name, self._parts.total, clock=self.clock, parent=outer)
-        call.context = context
-        tracked = self._around.timeouts.track(context)
-        try:
-            with tracked:
-                try:
-                    value = guarded(call)
-                except BaseException as error:
-                    self._count_error(call, context, error)
-                    raise
-        except BaseException as error:
-            tracked.leave(error)
-            raise
-        self._count_value(call, context)
-        return value
+        return self._tracked(call, context, guarded)
 
     def result_of(self, call: Call, *, fallback: Strategy | None = None) -> OperationResult:
         """Runs one call and tells how it ended instead of raising; only what is no `Exception` still passes."""
@@ -229,13 +216,17 @@ class Operation:
             context = OperationContext(
                 self.name, self._parts.total, clock=self.clock, parent=ambient.current(), started=started
             )
-        call.context = context
         call.started = started
+        return self._tracked(call, context, lane.remainder(self))
+
+    def _tracked(self, call: Call, context: OperationContext, guarded: Callable[[Call], Any]) -> Any:
+        """Runs the call as an active operation, and counts what it came to."""
+        call.context = context
         tracked = self._around.timeouts.track(context)
         try:
             with tracked:
                 try:
-                    value = lane.remainder(self)(call)
+                    value = guarded(call)
                 except BaseException as error:
                     self._count_error(call, context, error)
                     raise

@@ -22,7 +22,7 @@ from resilience import (
 )
 from resilience.core.clock import SYSTEM
 from resilience.integrations.requests import ResilientAdapter, resilient_session
-from resilience.testing import BlackHole, DeadPort, FaultServer
+from resilience.testing import BlackHole, DeadPort, FaultServer, eventually
 
 QUICK = RetryPolicy(max_retries=3, base_delay=0.001, max_delay=0.002)
 
@@ -330,8 +330,7 @@ def test_whatever_else_is_registered_for_the_operation_applies(server, session, 
     manager.register_bulkhead("api_call", Bulkhead("api_call", 1))
     waiting = threading.Thread(target=lambda: session.get(f"{server.url}/slow?seconds=0.5"))
     waiting.start()
-    while not server.requests:
-        SYSTEM.sleep(0.001)
+    eventually(lambda: server.requests)
     with pytest.raises(BulkheadFullError):
         session.get(f"{server.url}/ok")
     waiting.join()

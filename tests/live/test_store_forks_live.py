@@ -139,46 +139,6 @@ class Member:
         return set()
 
 
-SLOWLY_IMPORTED = """
-import importlib.machinery as machinery, os, signal, sys, threading, time
-import resilience
-
-class Slow(machinery.SourceFileLoader):
-    def exec_module(self, module):
-        inside.set()
-        time.sleep(0.3)
-        super().exec_module(module)
-
-class Finder:
-    def find_spec(self, name, path, target=None):
-        if name == "ctypes":
-            spec = machinery.PathFinder.find_spec(name, path, target)
-            spec.loader = Slow(name, spec.origin)
-            return spec
-
-inside = threading.Event()
-sys.meta_path.insert(0, Finder())
-store = resilience.open_store(sys.argv[1])
-listening = threading.Thread(target=store.subscribe, args=("", print))
-listening.start()
-assert inside.wait(30)
-pid = os.fork()
-if pid == 0:
-    signal.alarm(10)
-    store.subscribe("", print)
-    os._exit(0)
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-listening.join()
-store.close()
-"""
-
-
-def test_a_child_born_while_a_thread_imports_what_it_listens_with_can_listen_too(tmp_path):
-    words = [sys.executable, "-c", SLOWLY_IMPORTED, f"file://{tmp_path}/state"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
-    assert done.stdout.split() == ["0"], done.stderr
-
-
 def test_a_childs_child_is_told_once_of_each_change(tmp_path):
     url = f"file://{tmp_path}/state"
 

@@ -1,8 +1,6 @@
 """The performance monitor tells what was recorded, and of the process what can be known."""
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -157,44 +155,6 @@ def test_sampling_goes_on_in_a_forked_child_until_it_is_stopped_there():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert monitor.is_running
     monitor.stop()
-
-
-SLOWLY_IMPORTED = """
-import importlib.machinery as machinery, os, signal, sys, threading, time
-import resilience
-
-class Slow(machinery.SourceFileLoader):
-    def exec_module(self, module):
-        inside.set()
-        time.sleep(0.3)
-        super().exec_module(module)
-
-class Finder:
-    def find_spec(self, name, path, target=None):
-        if name == sys.argv[1]:
-            spec = machinery.PathFinder.find_spec(name, path, target)
-            spec.loader = Slow(name, spec.origin)
-            return spec
-
-inside = threading.Event()
-sys.meta_path.insert(0, Finder())
-monitor = resilience.PerformanceMonitor()
-monitor.start()
-assert inside.wait(30)
-pid = os.fork()
-if pid == 0:
-    signal.alarm(10)
-    monitor.report()
-    os._exit(0)
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_born_while_a_thread_imports_what_it_reads_the_process_with_can_read_too():
-    words = [sys.executable, "-W", "ignore", "-c", SLOWLY_IMPORTED, "psutil"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
-    assert done.stdout.split() == ["0"], done.stderr
 
 
 def test_each_deduction_of_the_health_score_says_why():

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 import redis
 
-from resilience.testing import Valkey
+from resilience.testing import Valkey, eventually
 from resilience.testing import servers as room
 
 
@@ -59,11 +59,7 @@ with Valkey() as server:
         server = int(program.stdout.readline())
         program.send_signal(signal.SIGKILL)
         program.wait(30)
-        for _ in range(3000):
-            if not is_alive(server):
-                return
-            room.SYSTEM.sleep(0.01)
-        raise AssertionError("the server lives on")
+        eventually(lambda: not is_alive(server))
 
 
 def is_alive(pid):

@@ -10,7 +10,6 @@ import pytest
 
 import resilience
 from resilience.core import lifecycle
-from resilience.core.clock import SYSTEM
 from resilience.core.context import OperationContext
 from resilience.core.errors import (
     CallRejected,
@@ -567,17 +566,12 @@ def test_many_sets_keep_few_idle_threads_between_them(monkeypatch):
     def living():
         return [thread for thread in threading.enumerate() if thread.name.startswith("many-")]
 
-    for turn in range(2):
+    for _ in range(2):
         assert [workers.call(lambda number=number: number) for number, workers in enumerate(sets)] == list(range(40))
-        deadline = SYSTEM.monotonic() + 20
-        while len(living()) > 4 and SYSTEM.monotonic() < deadline:
-            SYSTEM.sleep(0.01)
-        assert len(living()) <= 4, turn
+        eventually(lambda: len(living()) <= 4)
     for workers in sets:
         workers.shutdown()
-    while living() and SYSTEM.monotonic() < deadline:
-        SYSTEM.sleep(0.01)
-    assert living() == []
+    eventually(lambda: living() == [])
 
 
 def test_a_forgotten_set_is_freed_and_keeps_no_result_alive():

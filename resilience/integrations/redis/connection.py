@@ -14,7 +14,7 @@ from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded
 from ...workers.cut import SocketCut
 from ...workers.ledger import LEDGER, registered
-from ...workers.resolver import literal, resolve
+from ...workers.resolver import first_connected, literal, resolve
 
 if TYPE_CHECKING:
     from ...workers.ledger import Living, Register
@@ -221,23 +221,18 @@ class TCP(Connection):
         scope = scope_of_call.get()
         if scope is None or scope.until is None:
             return super()._connect()  # type: ignore[no-untyped-call]  # redis-py's has no types
-        failure: OSError | None = None
-        for family, kind, protocol, _, address in self._addresses(scope):
-            made = socket.socket(family, kind, protocol)
-            try:
-                self._set_up(made, scope)
-                made.connect(address)
-                made.settimeout(self.socket_timeout)
-                scope.watch_handshake(made)
-                return made
-            except OSError as error:
-                failure = error
-                made.close()
-            except BaseException:
-                made.close()
-                raise
-        scope.remaining()
-        raise failure or OSError(f"{self.host} has no address")
+        addresses = self._addresses(scope)
+        try:
+            return first_connected(addresses, lambda made, address: self._reach(made, address, scope))
+        except OSError:
+            scope.remaining()
+            raise
+
+    def _reach(self, made: socket.socket, address: Any, scope: Scope) -> None:
+        self._set_up(made, scope)
+        made.connect(address)
+        made.settimeout(self.socket_timeout)
+        scope.watch_handshake(made)
 
     def _addresses(self, scope: Scope) -> list[Any]:
         family = getattr(self, "socket_type", 0)

@@ -17,7 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, HTTPError, N
 from ...core.clock import SYSTEM
 from ...core.errors import DeadlineExceeded
 from ...workers.ledger import LEDGER, registered
-from ...workers.resolver import literal, resolve
+from ...workers.resolver import first_connected, literal, resolve
 from .scope import scope_of_call
 
 if TYPE_CHECKING:
@@ -71,28 +71,23 @@ class _Watched:
         return self._connect_within(scope)
 
     def _connect_within(self, scope: Scope) -> socket.socket:
-        failure: OSError | None = None
-        for family, kind, protocol, _, address in self._resolve(scope):
-            scope.phase = "connect"
-            made = socket.socket(family, kind, protocol)
-            try:
-                for option in self.socket_options or ():
-                    made.setsockopt(*option)
-                made.settimeout(self._limit(scope))
-                if self.source_address:
-                    made.bind(self.source_address)
-                made.connect(address)
-                return made
-            except OSError as error:
-                failure = error
-                made.close()
-            except BaseException:
-                made.close()
-                raise
-        scope.remaining()
-        if isinstance(failure, TimeoutError):
-            raise ConnectTimeoutError(self, f"Connection to {self.host} timed out.") from failure
-        raise NewConnectionError(self, f"Failed to establish a new connection: {failure}") from failure  # type: ignore[arg-type]  # a connection
+        addresses = self._resolve(scope)
+        try:
+            return first_connected(addresses, lambda made, address: self._reach(made, address, scope))
+        except OSError as failure:
+            scope.remaining()
+            if isinstance(failure, TimeoutError):
+                raise ConnectTimeoutError(self, f"Connection to {self.host} timed out.") from failure
+            raise NewConnectionError(self, f"Failed to establish a new connection: {failure}") from failure  # type: ignore[arg-type]  # a connection
+
+    def _reach(self, made: socket.socket, address: Any, scope: Scope) -> None:
+        scope.phase = "connect"
+        for option in self.socket_options or ():
+            made.setsockopt(*option)
+        made.settimeout(self._limit(scope))
+        if self.source_address:
+            made.bind(self.source_address)
+        made.connect(address)
 
     def _limit(self, scope: Scope) -> float:
         own = self.timeout if isinstance(self.timeout, (int, float)) else None
