@@ -1,5 +1,6 @@
 """What the toolkit opens is in the ledger and in `manager.status()` while it lives: connections, threads, commands."""
 
+import errno
 import gc
 import os
 import threading
@@ -129,6 +130,20 @@ def test_a_connection_that_cannot_be_made_is_not_open(driver, manager):
     with DeadPort() as port, pytest.raises(Exception, match=r"(?i)refused"):
         driver.fail(port.port)
     assert (registered(manager), alive(manager)) == ((1, 0, 1, 0), 0)
+
+
+def test_a_connection_without_a_descriptor_for_its_second_handle_is_not_open(manager, server, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with resilient_session(manager, operation="ledger") as session:
+        session.trust_env = False
+        monkeypatch.setattr(os, "dup", refuse)
+        with pytest.raises(requests.ConnectionError, match="Too many open files"):
+            session.get(f"{server.url}/ok")
+        monkeypatch.undo()
+        assert (registered(manager), alive(manager)) == ((1, 0, 1, 0), 0)
+        assert session.get(f"{server.url}/ok").ok
 
 
 def test_a_limit_refuses_one_more_and_leaves_what_is_open_in_use(driver, manager):

@@ -53,17 +53,24 @@ class _Watched:
 
     def _new_conn(self) -> socket.socket:
         scope = scope_of_call.get()
-        made: socket.socket
-        made, owned = registered(
-            self.register, "connection", f"{self.owner} to {self.host}:{self.port}", lambda: self._connect(scope)
+        (made, twin), owned = registered(
+            self.register, "connection", f"{self.owner} to {self.host}:{self.port}", lambda: self._make(scope)
         )
-        self.watched = twin = _Twin(fileno=os.dup(made.fileno()))
+        self.watched = twin
         twin.entry = LEDGER.enter("connection", self.owner, owned=owned, thing=twin)
         if scope is not None:
             scope.phase = "tls" if isinstance(self, HTTPSConnection) else "send"
             scope.attach(self.watched)
             self._limit_reads(made, scope)
         return made
+
+    def _make(self, scope: Scope | None) -> tuple[socket.socket, _Twin]:
+        made = self._connect(scope)
+        try:
+            return made, _Twin(fileno=os.dup(made.fileno()))
+        except BaseException:  # no descriptor to be had
+            made.close()
+            raise
 
     def _connect(self, scope: Scope | None) -> socket.socket:
         if scope is None:
