@@ -4,6 +4,7 @@ The shared ones are shared: use keys and tables of your own, or clean up.
 """
 
 import contextlib
+import os
 import signal
 import threading
 
@@ -13,6 +14,7 @@ from resilience.testing import Postgres, Valkey
 
 # A shell starts what runs behind `&` with SIGINT ignored, and children inherit that: the tests interrupt some of them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("PYTHONUNBUFFERED", None)  # the tests' children write as those of most users do
 
 
 @contextlib.contextmanager

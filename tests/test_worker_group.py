@@ -17,7 +17,8 @@ from resilience import (
     WorkerGroup,
 )
 from resilience.core import lifecycle
-from resilience.testing import ManualClock, eventually
+from resilience.testing import Gate, ManualClock, eventually
+from resilience.workers.ledger import LEDGER
 
 
 @pytest.fixture
@@ -215,6 +216,17 @@ def test_one_of_two_restarts_at_once_starts_the_worker(group, manager, monkeypat
     assert meanwhile.answers == [False]
     settled(group, "dead", 2)
     assert living("dead") == 1
+
+
+def test_a_thread_that_ends_late_takes_nothing_from_the_one_after_it(group):
+    gate = Gate()
+    group.add("one", gate, 60.0)
+    group.start()
+    assert gate.arrived()
+    worker = group._workers["one"]
+    worker._live(object(), LEDGER.enter("thread", "worker one"))  # of a life that is over
+    assert worker.is_busy and not group.restart("one")
+    gate.open()
 
 
 def test_who_hears_that_a_worker_is_lost_can_restart_it(group, manager):

@@ -108,3 +108,45 @@ def test_a_process_that_was_stopped_asks_once_more(link, store, monkeypatch, cap
     hand_in(link, "stopped", 2, answers)
     store.may_go.set()
     eventually(lambda: link.state == "away")
+
+
+def test_what_the_store_refused_is_answered_to_nobody(link, store):
+    store.may_go.clear()
+    store.errors = [lambda: StoreUnavailable("refused")]
+    answers = []
+    hand_in(link, "refused", 1, answers)
+    store.may_go.set()
+    eventually(lambda: link.state == "away")
+    assert link.flush(10.0)
+    assert answers == []
+
+
+class Member:
+    """Keeps something in a store, and notes when it is asked to bring it up to date."""
+
+    prefix = "mine/"
+
+    def __init__(self):
+        self.asked = []
+
+    def store_back(self, emptied):
+        self.asked.append(emptied)
+
+    def nothing(self, *_):
+        pass
+
+    told = store_lost = settle = keep = nothing
+
+    def streams(self):
+        return set()
+
+
+def test_members_are_asked_at_the_first_look_and_told_when_the_store_was_emptied(link, store):
+    member = Member()
+    link.join(member)
+    eventually(lambda: member.asked == [False] and link.clerk.epoch)
+    store.transact(clerk.EPOCH, lambda old, now: (None, None))  # it begins anew, under another name
+    link.look_at = float("-inf")
+    link._wanted.set()
+    eventually(lambda: len(member.asked) == 2)
+    assert member.asked == [False, True]

@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from resilience import Bulkhead, BulkheadFullError, ErrorRecoveryManager
+from resilience.rules import leases as rules
 from resilience.rules.pressure import Pressure
 from resilience.stores.line import AWAY, READY
 from resilience.stores.memory import MemoryStore
@@ -229,6 +230,16 @@ def test_a_store_looked_at_for_the_first_time_leaves_the_limit_shared(crowd, mon
     monkeypatch.setattr(one.shared, "hand_in", lambda order: None)  # the answer takes its time
     one.shared.store_back()
     assert entered(one, 9) == 0
+
+
+def test_a_bulkhead_hears_nothing_of_those_with_other_names(crowd):
+    (one,) = crowd(1)
+    assert entered(one, 2) == 2
+    settled(one)
+    before, others = one.shared._known, rules.Leases()
+    others.revision = before.revision + 100
+    one.shared._fleet.told("bulkhead/other", others.to_plain(1))
+    assert one.shared._known is before
 
 
 def test_an_emptied_store_is_filled_again(crowd):

@@ -103,6 +103,15 @@ def test_a_worker_given_back_in_the_moment_of_the_shutdown_is_ended_once_and_its
     assert not closing.is_alive()
 
 
+def test_a_worker_given_back_after_the_shutdown_is_ended(pool):
+    turn = take(pool)
+    worker = turn.worker
+    pool.close(wait=False, drop_queued=False)
+    pool.give_back(turn)
+    assert worker.ends == 1
+    assert (pool.idle, pool.held, pool._places) == ([], set(), 0)
+
+
 @pytest.mark.parametrize("come_free", [ProcessPool.give_back, ProcessPool.lose], ids=["a worker", "a place"])
 def test_what_a_queued_call_gets_in_the_moment_of_a_ctrl_c_is_there_for_the_next_one(pool, come_free):
     turn = take(pool)
